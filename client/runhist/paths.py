@@ -1,9 +1,9 @@
 """Where sockets, state and configuration are: the one place that knows, for the client and the daemon.
 
-A user's own daemon keeps its state in `$RUNHIST_STATE_DIR`, else in `~/.local/state/runhist` of the home directory that
-the password database names (macOS: `~/Library/Application Support/runhist`). `$XDG_STATE_HOME` is not honoured: a service
-and a shell often disagree on it, and would then keep two histories. The socket is looked for in `/run/user/UID/runhist`
-and in the state directory, because the first vanishes when the user logs out.
+A user's own daemon keeps its state in `$RUNHIST_STATE_DIR`, else in `~/.local/state/runhist` of the home directory
+that the password database names (macOS: `~/Library/Application Support/runhist`). `$XDG_STATE_HOME` is not honoured: a
+service and a shell often disagree on it, and would then keep two histories. The socket is looked for in
+`/run/user/UID/runhist` and in the state directory, because the first vanishes when the user logs out.
 """
 
 from __future__ import annotations

@@ -156,7 +156,8 @@ class ExpectedMore(Refusal):
 
 
 _SERVICE_ERRORS = {
-    cls.__name__: cls for cls in (InvalidParameter, MethodNotFound, InterfaceNotFound, MethodNotImplemented, ExpectedMore)
+    cls.__name__
+    for cls in (InvalidParameter, MethodNotFound, InterfaceNotFound, MethodNotImplemented, ExpectedMore)
 }
 ERRORS: Dict[str, Type[Refusal]] = {
     f"{SERVICE if name in _SERVICE_ERRORS else INTERFACE}.{name}": cls
@@ -165,7 +166,7 @@ ERRORS: Dict[str, Type[Refusal]] = {
 
 
 def error_from_wire(name: str, parameters: Mapping[str, Any]) -> Refusal:
-    """The exception for a typed error; an unknown one, from a newer daemon, becomes a plain Refusal that says its name."""
+    """The exception for a typed error; an unknown one, of a newer daemon, becomes a plain Refusal."""
     cls = ERRORS.get(name)
     if cls is None:
         return Refusal(error=name, **parameters)

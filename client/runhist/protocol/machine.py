@@ -52,7 +52,7 @@ def encode_json(message: Any) -> bytes:
 
 
 class Framing:
-    """Cuts a stream of bytes at NUL. Holds at most one unfinished frame of `max_frame_bytes` and what one read brought."""
+    """Cuts a stream of bytes at NUL. Holds at most one unfinished frame and what one read brought."""
 
     def __init__(self, max_frame_bytes: int = MAX_FRAME_BYTES) -> None:
         self.max_frame_bytes = max_frame_bytes

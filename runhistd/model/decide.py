@@ -1,0 +1,161 @@
+"""Which events may be recorded: every refusal is found here, before the first event is folded.
+
+The checks come in the order that makes sending again safe: what is stored already is success under any epoch, then the
+epoch, then the status, then gaps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from uuid import UUID
+
+from msgspec import Struct
+
+from .errors import Conflict, InvalidParameter, NotAllowed, RunClosed, SequenceGap, StaleEpoch
+from .events import DAEMON_KINDS, TERMINAL, TERMINAL_STATUS, Answered, Event, Payload, Usage, kind_of, payload_of
+from .run import Head
+
+_NEEDS_STEP = frozenset({"step.started", "step.retrying", "step.completed", "step.failed", "step.skipped"})
+_WITHOUT_LEASE = frozenset({"note", "artifact", "gate.answered"})
+
+
+class Content(Struct, frozen=True):
+    """What makes two events of one key the same event. The time is left out: a repeat may be stamped anew."""
+
+    type: str
+    kind: str
+    step_id: str | None
+    attempt: int | None
+    usage: Usage | None
+    data: bytes
+
+
+class StoredKey(Struct, frozen=True):
+    """What is stored under a key."""
+
+    seq: int
+    content: Content
+
+
+class Accepted(Struct, frozen=True):
+    """An event that may be stored, with what its kind and data mean. `n` is None when only its key names it."""
+
+    event: Event
+    kind: str
+    payload: Payload
+    n: int | None
+
+
+class Append(Struct, frozen=True):
+    """A request to store events. `writer` and `first_n` come together; without them every event needs a key."""
+
+    uid: int
+    namespace: str
+    run_id: str
+    epoch: int | None
+    writer: UUID | None
+    first_n: int | None
+    events: list[Event]
+
+
+class Begin(Struct, frozen=True):
+    """A request to begin a run. `spec` is the RunSpec as JSON, stored as the first event's data."""
+
+    uid: int
+    namespace: str
+    run_id: str
+    lease_key: UUID
+    owner_pid: int
+    spec: bytes
+    time_us: int | None
+
+
+def content_of(event: Event, kind: str) -> Content:
+    """The content of an event as it was sent."""
+    return Content(event.type, kind, event.step_id, event.attempt, event.usage, bytes(event.data))
+
+
+def decide(head: Head, request: Append, last_n: int, stored: Mapping[str, StoredKey]) -> list[Accepted]:
+    """The events of the request that are new, in order; those stored already are left out.
+
+    `last_n` is what is stored of the writer; `stored` holds the keys of this request that the run already has. Raises
+    a Refusal, and then nothing of the request may be stored.
+    """
+    if (request.writer is None) != (request.first_n is None):
+        raise InvalidParameter("first_n" if request.first_n is None else "writer")
+    fresh = _new_events(request, last_n, stored)
+    if not fresh:
+        return fresh
+    _check_epoch(head, request, last_n, fresh)
+    _check_status(head, fresh)
+    if request.first_n is not None and request.first_n > last_n + 1:
+        raise SequenceGap(last_n + 1, last_n)
+    return fresh
+
+
+def _new_events(request: Append, last_n: int, stored: Mapping[str, StoredKey]) -> list[Accepted]:
+    fresh: list[Accepted] = []
+    seen: dict[str, Content] = {}
+    for i, event in enumerate(request.events):
+        path = f"events[{i}]"
+        n = None if request.first_n is None else request.first_n + i
+        if n is not None and n <= last_n:
+            continue
+        kind = kind_of(event, path)
+        if event.key is not None:
+            content = content_of(event, kind)
+            known = stored.get(event.key)
+            if known is not None and known.content != content:
+                raise Conflict(known.seq)
+            if seen.get(event.key, content) != content:
+                raise InvalidParameter(f"{path}.key")
+            if known is not None or event.key in seen:
+                continue
+            seen[event.key] = content
+        elif n is None:
+            raise InvalidParameter(f"{path}.key")
+        if kind in _NEEDS_STEP and event.step_id is None:
+            raise InvalidParameter(f"{path}.step_id")
+        fresh.append(Accepted(event, kind, payload_of(kind, event.data, f"{path}.data"), n))
+    return fresh
+
+
+def _check_epoch(head: Head, request: Append, last_n: int, fresh: list[Accepted]) -> None:
+    if request.epoch == head.epoch:
+        return
+    if request.epoch is not None:
+        raise StaleEpoch(head.epoch, last_n)
+    for new in fresh:
+        if new.kind not in _WITHOUT_LEASE or (new.kind != "gate.answered" and head.status not in TERMINAL):
+            raise NotAllowed("epoch", "a process owns this run; send the epoch of its lease")
+
+
+def _check_status(head: Head, fresh: list[Accepted]) -> None:
+    """Walk the status machine over the new events without folding them."""
+    status = head.status
+    gate_answer_seq = head.gate_answer_seq
+    for i, new in enumerate(fresh):
+        path = f"events[{i}].kind"
+        if new.kind in DAEMON_KINDS:
+            raise NotAllowed(path, f"only the daemon records {new.kind}")
+        if status in TERMINAL:
+            if new.kind not in ("note", "artifact") or new.event.key is None:
+                raise RunClosed(status)
+        elif new.kind == "gate.answered":
+            gate_answer_seq = _check_answer(head, status, gate_answer_seq, i, new)
+        elif status != "running":
+            raise NotAllowed(path, f"the run is {status}; it must be claimed before it goes on")
+        else:
+            status = "paused" if new.kind == "run.paused" else TERMINAL_STATUS.get(new.kind, status)
+
+
+def _check_answer(head: Head, status: str, answered: int | None, i: int, new: Accepted) -> int:
+    if status != "paused":
+        raise NotAllowed(f"events[{i}].kind", f"the run is {status}; no gate is open")
+    if answered is not None:
+        raise Conflict(answered)
+    if not isinstance(new.payload, Answered) or new.payload.gate_seq != head.gate_seq:
+        raise NotAllowed(f"events[{i}].data.gate_seq", f"the open gate has gate_seq {head.gate_seq}")
+    return head.last_seq + i + 1
+
+

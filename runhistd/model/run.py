@@ -1,0 +1,294 @@
+"""What a run's events amount to: the head, and the fold that moves it from one event to the next.
+
+The fold is a table of rules on a mutable head, because copying a frozen one costs seven times as much. It is pure in
+the sense that counts: no input or output, no clock, and the same events always give the same head. Whatever it needs to
+refuse has been refused before (see `decide`), so a rule never fails.
+
+A head need not hold everything: `steps` and `marks` hold what the next events touch, and `usage_added` collects what
+the usage rows grow by, so that a run of a million steps costs no more memory than its open ones.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from msgspec import UNSET, Struct
+
+from .events import (
+    MAX_COUNT,
+    STEP_ENDS,
+    TERMINAL_STATUS,
+    Ended,
+    Paused,
+    Payload,
+    RunSpec,
+    StepEnded,
+    StepStarted,
+    Updated,
+    Usage,
+)
+
+Amounts = tuple[int, int, int, int, int, int]
+ZERO: Amounts = (0, 0, 0, 0, 0, 0)
+UsageKey = tuple[str, int, str, str]
+"""step_id, attempt, provider, model of a usage row; the empty string and 0 stand for none."""
+DOCUMENTS = ("definition", "metadata", "state", "output")
+
+
+def amounts_of(usage: Usage) -> tuple[int | None, ...]:
+    """The six figures in the order of the wire's UsageTotals."""
+    return (
+        usage.input_tokens,
+        usage.output_tokens,
+        usage.cache_read_input_tokens,
+        usage.cache_creation_input_tokens,
+        usage.reasoning_output_tokens,
+        usage.cost_microcents,
+    )
+
+
+def add_amounts(one: Amounts, other: Amounts) -> Amounts:
+    """The sum, held at what the database can store."""
+    return cast(Amounts, tuple(min(a + b, MAX_COUNT) for a, b in zip(one, other, strict=True)))
+
+
+class Step(Struct):
+    """One attempt of a step. `status` is running, completed, failed, skipped or unfinished."""
+
+    step_id: str
+    attempt: int
+    name: str
+    parent_step_id: str | None
+    status: str
+    error: str | None
+    first_seq: int
+    started_us: int | None
+    ended_us: int | None
+
+
+class Applied(Struct, frozen=True):
+    """What the fold sees of a stored event. `at_us` is the engine's time if it gave one, else the daemon's."""
+
+    kind: str
+    seq: int
+    at_us: int
+    received_us: int
+    payload: Payload = None
+    usage: Usage | None = None
+    step_id: str | None = None
+    attempt: int | None = None
+    epoch: int = 0
+
+
+class Head(Struct):
+    """The state of one run after its event `last_seq`."""
+
+    status: str = "pending"
+    workflow: str | None = None
+    agent_id: str | None = None
+    parent_run_id: str | None = None
+    title: str | None = None
+    current_step: str | None = None
+    error: str | None = None
+    gate_seq: int | None = None
+    gate_name: str | None = None
+    gate_prompt: str | None = None
+    gate_answer_seq: int | None = None
+    epoch: int = 0
+    last_seq: int = 0
+    checkpoint_seq: int | None = None
+    started_us: int = 0
+    ended_us: int | None = None
+    created_us: int = 0
+    updated_us: int = 0
+    closed_us: int | None = None
+    totals: Amounts = ZERO
+    documents: dict[str, dict[str, Any]] = {}
+    steps: dict[str, dict[int, Step]] = {}
+    marks: dict[str, Amounts] = {}
+    """Highest snapshot seen, by response_id; the empty string is the run's own."""
+    usage_added: dict[UsageKey, Amounts] = {}
+    touched_steps: set[tuple[str, int]] = set()
+    touched_marks: set[str] = set()
+    touched_documents: set[str] = set()
+
+    def forget_touched(self) -> None:
+        """Start a new account of what changed, after it was written."""
+        self.usage_added = {}
+        self.touched_steps = set()
+        self.touched_marks = set()
+        self.touched_documents = set()
+
+    def latest_attempt(self, step_id: str) -> int:
+        """The step's highest attempt so far, 0 if it is unknown."""
+        return max(self.steps.get(step_id, ()), default=0)
+
+
+def fold(head: Head, event: Applied) -> None:
+    """Move the head past one event."""
+    head.last_seq = event.seq
+    head.updated_us = event.received_us
+    rule = _RULES.get(event.kind)
+    if rule is not None:
+        rule(head, event)
+    if event.usage is not None:
+        _add_usage(head, event, event.usage)
+
+
+def _run_started(head: Head, event: Applied) -> None:
+    spec = cast(RunSpec, event.payload)
+    head.status = "running"
+    head.workflow, head.agent_id = spec.workflow, spec.agent_id
+    head.parent_run_id, head.title = spec.parent_run_id, spec.title
+    head.epoch = event.epoch
+    head.started_us, head.created_us = event.at_us, event.received_us
+    for name in ("definition", "metadata"):
+        document = getattr(spec, name)
+        if document is not None:
+            _set_document(head, name, document)
+
+
+def _run_updated(head: Head, event: Applied) -> None:
+    patch = cast(Updated, event.payload)
+    if patch.title is not UNSET:
+        head.title = patch.title
+    if patch.current_step is not UNSET:
+        head.current_step = patch.current_step
+    for name in ("metadata", "state", "output"):
+        value = getattr(patch, name)
+        if value is not UNSET:
+            _set_document(head, name, None if value is None else merge_patch(head.documents.get(name), value))
+
+
+def _run_paused(head: Head, event: Applied) -> None:
+    gate = cast(Paused, event.payload)
+    head.status = "paused"
+    head.gate_seq, head.gate_name, head.gate_prompt = event.seq, gate.name, gate.prompt
+    head.gate_answer_seq = None
+
+
+def _gate_answered(head: Head, event: Applied) -> None:
+    head.gate_answer_seq = event.seq
+
+
+def _run_resumed(head: Head, event: Applied) -> None:
+    head.status = "running"
+    head.epoch = event.epoch
+    head.gate_seq = head.gate_name = head.gate_prompt = head.gate_answer_seq = None
+    head.ended_us = head.closed_us = head.error = None
+
+
+def _run_incomplete(head: Head, event: Applied) -> None:
+    head.status = "incomplete"
+    head.ended_us, head.closed_us = event.at_us, event.received_us
+
+
+def _run_ended(head: Head, event: Applied) -> None:
+    end = cast(Ended, event.payload)
+    head.status = TERMINAL_STATUS[event.kind]
+    head.error = None if event.kind == "run.completed" else end.error or end.reason
+    head.ended_us, head.closed_us = event.at_us, event.received_us
+    if end.output is not None:
+        _set_document(head, "output", end.output)
+    for attempts in head.steps.values():
+        for step in attempts.values():
+            if step.status == "running":
+                step.status, step.ended_us = "unfinished", event.at_us
+                head.touched_steps.add((step.step_id, step.attempt))
+
+
+def _step_started(head: Head, event: Applied) -> None:
+    start = cast(StepStarted, event.payload)
+    step_id = cast(str, event.step_id)
+    latest = head.latest_attempt(step_id)
+    attempts = head.steps.setdefault(step_id, {})
+    is_open = latest > 0 and attempts[latest].status == "running"
+    attempt = event.attempt or (latest if is_open else latest + 1)
+    step = attempts.get(attempt)
+    if step is None:
+        step = attempts[attempt] = Step(step_id, attempt, step_id, None, "running", None, event.seq, None, None)
+    if step.started_us is None:
+        step.started_us = event.at_us
+        step.name, step.parent_step_id = start.name or step_id, start.parent_step_id
+    if step.status == "running":
+        head.current_step = step.name
+    head.touched_steps.add((step_id, attempt))
+
+
+def _step_ended(head: Head, event: Applied) -> None:
+    end = cast(StepEnded, event.payload)
+    step_id = cast(str, event.step_id)
+    attempt = event.attempt or head.latest_attempt(step_id) or 1
+    attempts = head.steps.setdefault(step_id, {})
+    step = attempts.get(attempt)
+    if step is None:  # an engine may tell only how a step ended
+        step = attempts[attempt] = Step(step_id, attempt, step_id, None, "running", None, event.seq, None, None)
+    if step.status != "running":
+        return  # the first end stands
+    step.status, step.ended_us = STEP_ENDS[event.kind], event.at_us
+    step.error = None if event.kind == "step.completed" else end.error or end.reason
+    head.touched_steps.add((step_id, attempt))
+
+
+def _checkpoint(head: Head, event: Applied) -> None:
+    head.checkpoint_seq = event.seq
+
+
+_RULES = {
+    "run.started": _run_started,
+    "run.updated": _run_updated,
+    "run.paused": _run_paused,
+    "gate.answered": _gate_answered,
+    "run.resumed": _run_resumed,
+    "run.incomplete": _run_incomplete,
+    **dict.fromkeys(TERMINAL_STATUS, _run_ended),
+    "step.started": _step_started,
+    **dict.fromkeys(STEP_ENDS, _step_ended),
+    "checkpoint": _checkpoint,
+}
+
+
+def _add_usage(head: Head, event: Applied, usage: Usage) -> None:
+    delta = _usage_delta(head, usage)
+    attempt = 0
+    if event.step_id is not None:
+        attempt = event.attempt or head.latest_attempt(event.step_id) or 1
+    key = (event.step_id or "", attempt, usage.provider or "", usage.model or "")
+    head.usage_added[key] = add_amounts(head.usage_added.get(key, ZERO), delta)
+    head.totals = add_amounts(head.totals, delta)
+
+
+def _usage_delta(head: Head, usage: Usage) -> Amounts:
+    """What this report adds: itself, or for a snapshot what it is above the highest one so far, figure by figure."""
+    figures = amounts_of(usage)
+    scope = usage.response_id or ("" if usage.cumulative else None)
+    if scope is None:
+        return cast(Amounts, tuple(figure or 0 for figure in figures))
+    mark = head.marks.get(scope, ZERO)
+    highest = cast(Amounts, tuple(max(old, new or 0) for old, new in zip(mark, figures, strict=True)))
+    head.marks[scope] = highest
+    head.touched_marks.add(scope)
+    return cast(Amounts, tuple(new - old for old, new in zip(mark, highest, strict=True)))
+
+
+def _set_document(head: Head, name: str, document: dict[str, Any] | None) -> None:
+    if document is None:
+        head.documents.pop(name, None)
+    else:
+        head.documents[name] = document
+    head.touched_documents.add(name)
+
+
+def merge_patch(target: object, patch: dict[str, Any]) -> dict[str, Any]:
+    """RFC 7386: a new object that is `target` with `patch` laid over it; null members remove."""
+    merged = dict(target) if isinstance(target, dict) else {}
+    for member, value in patch.items():
+        if value is None:
+            merged.pop(member, None)
+        elif isinstance(value, dict):
+            merged[member] = merge_patch(merged.get(member), value)
+        else:
+            merged[member] = value
+    return merged
+
+

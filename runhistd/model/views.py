@@ -1,0 +1,140 @@
+"""What readers get: the replies' types of the interface, member for member (a test holds them against it)."""
+
+from __future__ import annotations
+
+from attrs import frozen
+from msgspec import Raw
+
+from .run import Amounts
+
+
+@frozen
+class UsageTotals:
+    """What usage amounts to, in tokens and microcents."""
+
+    input_tokens: int
+    output_tokens: int
+    cache_read_input_tokens: int
+    cache_creation_input_tokens: int
+    reasoning_output_tokens: int
+    cost_microcents: int
+
+    @classmethod
+    def of(cls, amounts: Amounts) -> UsageTotals:
+        """From the fold's figures."""
+        return cls(*amounts)
+
+
+@frozen
+class Gate:
+    """What somebody must answer before a paused run can go on."""
+
+    gate_seq: int
+    name: str | None
+    prompt: str | None
+    answered: bool
+
+
+@frozen
+class Run:
+    """What a run's events amount to."""
+
+    namespace: str
+    run_id: str
+    short_id: str
+    status: str
+    workflow: str | None
+    agent_id: str | None
+    parent_run_id: str | None
+    title: str | None
+    current_step: str | None
+    error: str | None
+    gate: Gate | None
+    epoch: int
+    owner_pid: int | None
+    last_seq: int
+    started_us: int
+    ended_us: int | None
+    created_us: int
+    updated_us: int
+    closed_us: int | None
+    usage: UsageTotals
+
+
+@frozen
+class RunDetail:
+    """The parts of a run that may be large, as the JSON that was stored."""
+
+    definition: Raw | None
+    metadata: Raw | None
+    state: Raw | None
+    output: Raw | None
+    checkpoint_seq: int | None
+
+
+@frozen
+class Step:
+    """One attempt of a step."""
+
+    step_id: str
+    attempt: int
+    name: str
+    parent_step_id: str | None
+    status: str
+    error: str | None
+    first_seq: int
+    started_us: int | None
+    ended_us: int | None
+
+
+@frozen
+class UsageRow:
+    """What one step attempt used of one model."""
+
+    step_id: str | None
+    attempt: int | None
+    provider: str | None
+    model: str | None
+    usage: UsageTotals
+
+
+@frozen
+class StatusCount:
+    """How many runs have a status."""
+
+    status: str
+    runs: int
+
+
+@frozen
+class RunFilter:
+    """Which runs a list is about; None does not restrict. `name` is a whole run_id, its beginning or its ending."""
+
+    namespace: str | None = None
+    status: tuple[str, ...] | None = None
+    agent_id: str | None = None
+    workflow: str | None = None
+    parent_run_id: str | None = None
+    since_us: int | None = None
+    name: str | None = None
+
+
+@frozen
+class EventFilter:
+    """Which events a follower wants; None does not restrict."""
+
+    namespace: str | None = None
+    run_id: str | None = None
+    agent_id: str | None = None
+    types: frozenset[str] | None = None
+    kinds: frozenset[str] | None = None
+
+    def matches(self, namespace: str, run_id: str, agent_id: str | None, type: str, kind: str) -> bool:
+        """Whether an event of that run, type and kind is wanted."""
+        return (
+            (self.namespace is None or self.namespace == namespace)
+            and (self.run_id is None or self.run_id == run_id)
+            and (self.agent_id is None or self.agent_id == agent_id)
+            and (self.types is None or type in self.types)
+            and (self.kinds is None or kind in self.kinds)
+        )
