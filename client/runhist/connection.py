@@ -42,7 +42,7 @@ _WHAT = {
     "not_a_history": "another program than runhistd answers at the socket {socket}",
     "timeout": "runhistd did not answer in time at the socket {socket}",
     "lost": "runhistd closed the connection at the socket {socket}",
-    "path_too_long": "the socket's path is too long for this system: {socket}",
+    "path_too_long": "no connection can be made",
 }
 _NEXT = {
     "not_permitted": "ls -l {socket}",
@@ -93,7 +93,7 @@ class Unreachable(RunhistError):
 
 
 class Connection:
-    """One connection to the daemon, made by `open`; closed by `close`, by leaving its block, or when it is forgotten."""
+    """One connection to the daemon, made by `open`; closed by `close`, by leaving its block or when it is forgotten."""
 
     def __init__(self, connected: socket.socket, socket_path: Path, why: str) -> None:
         self.socket_path = socket_path
@@ -325,7 +325,7 @@ def _connect(path: Path, deadline: float) -> socket.socket:
 
 
 def _encode_call(message: Dict[str, Any]) -> bytes:
-    """As encode_json, but parameters that are bytes are JSON already: an event is encoded once, however often it goes."""
+    """As encode_json, but parameters that are bytes are JSON already: an event is encoded once, and may go often."""
     parameters = message["parameters"]
     if not isinstance(parameters, bytes):
         return encode_json(message)
