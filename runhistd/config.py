@@ -1,0 +1,211 @@
+"""The daemon's settings: one TOML file, every fault reported at once with its dotted key.
+
+cattrs builds the object, with hooks of our own in place of its conversions: it would take the string "false" for True and
+1.9 for 1, and a daemon must not guess what an operator meant. Attrs validators are not used, because the first that fails
+hides the others. A key that nothing knows is a fault: a misspelled setting would otherwise be a setting without effect.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_origin
+
+import attrs
+import cattrs
+
+KIB = 1024
+MIB = 1024 * 1024
+
+
+@attrs.frozen
+class Whole:
+    """A whole number within these bounds, both included."""
+
+    least: int
+    most: int
+
+    def read(self, value: object) -> int:
+        """The value, or ValueError with what it must be."""
+        if type(value) is not int:  # not isinstance: a TOML boolean is an int to Python
+            raise ValueError(f"must be a whole number, not {show(value)}")
+        if not self.least <= value <= self.most:
+            raise ValueError(f"must be from {self.least} to {self.most}, not {value}")
+        return value
+
+
+@attrs.frozen
+class Number:
+    """A finite number within these bounds, both included."""
+
+    least: float
+    most: float
+
+    def read(self, value: object) -> float:
+        """The value, or ValueError with what it must be."""
+        if type(value) not in (int, float):
+            raise ValueError(f"must be a number, not {show(value)}")
+        number = float(value)  # type: ignore[arg-type]  # the line above
+        if math.isnan(number) or not self.least <= number <= self.most:
+            raise ValueError(f"must be from {self.least:g} to {self.most:g}, not {value}")
+        return number
+
+
+@attrs.frozen
+class Word:
+    """One of these words."""
+
+    words: tuple[str, ...]
+
+    def read(self, value: object) -> str:
+        """The value, or ValueError with what it must be."""
+        if not isinstance(value, str) or value not in self.words:
+            raise ValueError(f"must be one of {', '.join(self.words)}, not {show(value)}")
+        return value
+
+
+@attrs.frozen
+class Config:
+    """What an operator can set. The defaults are what a user's own daemon runs with."""
+
+    # The longest message of a client; one event and its envelope must fit.
+    frame_bytes: Annotated[int, Whole(64 * KIB, 1024 * MIB)] = 16 * MIB
+    # The longest `data` of one event.
+    event_bytes: Annotated[int, Whole(KIB, 1024 * MIB)] = 1 * MIB
+    # What all clients together may have waiting in the daemon's memory; then it stops reading from them.
+    queue_bytes: Annotated[int, Whole(MIB, 16 * 1024 * MIB)] = 64 * MIB
+    # How many clients may be connected at the same time.
+    connections: Annotated[int, Whole(1, 100_000)] = 500
+    # How long a stop waits for the answers that are still due, in seconds.
+    stop_s: Annotated[float, Number(0, 3600)] = 10.0
+    # Log lines below this level are not written.
+    log_level: Annotated[str, Word(("debug", "info", "warning", "error"))] = "info"
+
+
+TABLES: Mapping[str, tuple[str, ...]] = {
+    "limits": ("frame_bytes", "event_bytes", "queue_bytes", "connections"),
+    "daemon": ("stop_s", "log_level"),
+}
+_TABLE_OF = {key: table for table, keys in TABLES.items() for key in keys}
+
+
+class ConfigFaults(Exception):
+    """Everything that is wrong with the settings: `faults` holds pairs of a dotted key (or "") and a sentence."""
+
+    def __init__(self, path: Path, faults: list[tuple[str, str]]) -> None:
+        super().__init__(path, faults)
+        self.path = path
+        self.faults = faults
+
+    def __str__(self) -> str:
+        lines = "".join(f"\n  {key}: {text}" if key else f"\n  {text}" for key, text in self.faults)
+        return f"the settings in {self.path} are not usable; mend the file and start again:{lines}"
+
+
+def load(path: Path, *, required: bool = False) -> Config:
+    """The settings in that file; the defaults when there is none, unless it is `required`. Raises ConfigFaults."""
+    try:
+        document = tomllib.loads(path.read_bytes().decode("utf-8"))
+    except FileNotFoundError:
+        if required:
+            raise ConfigFaults(path, [("", "there is no such file")]) from None
+        return Config()
+    except OSError as error:
+        raise ConfigFaults(path, [("", f"cannot be read: {error.strerror}")]) from error
+    except UnicodeDecodeError as error:
+        raise ConfigFaults(path, [("", f"is not UTF-8 text, at byte {error.start}")]) from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigFaults(path, [("", f"is not TOML: {error}")]) from error
+    return parse(document, path)
+
+
+def parse(document: Mapping[str, Any], path: Path) -> Config:
+    """The settings of a parsed document; `path` is named in the faults. Raises ConfigFaults."""
+    values, faults = flatten(document)
+    try:
+        config = _converter.structure(values, Config)
+    except cattrs.ClassValidationError as error:
+        members, _ = error.group_exceptions()
+        faults += [(f"{_TABLE_OF[note.name]}.{note.name}", str(fault)) for fault, note in members]
+        raise ConfigFaults(path, faults) from None
+    faults += contradictions(config)
+    if faults:
+        raise ConfigFaults(path, faults)
+    return config
+
+
+def flatten(document: Mapping[str, Any]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+    """The known keys of all tables, and a fault for everything else."""
+    values: dict[str, Any] = {}
+    faults = []
+    for table, members in document.items():
+        if table not in TABLES:
+            faults.append((table, f"is not known here{guess(table, (*TABLES, *_TABLE_OF))}"))
+        elif not isinstance(members, dict):
+            faults.append((table, f"must be a table, [{table}], not {show(members)}"))
+        else:
+            for key, value in members.items():
+                if key in TABLES[table]:
+                    values[key] = value
+                else:
+                    faults.append((f"{table}.{key}", f"is not known here{guess(key, _TABLE_OF)}"))
+    return values, faults
+
+
+def guess(key: str, known: Any) -> str:
+    """What the writer of an unknown key may have meant, as the end of the sentence."""
+    close = difflib.get_close_matches(key, known, n=1)
+    if close:
+        table = _TABLE_OF.get(close[0])
+        return f"; did you mean {table}.{close[0]}?" if table else f"; did you mean {close[0]}?"
+    return "; there is " + ", ".join(f"[{table}] with {', '.join(keys)}" for table, keys in TABLES.items())
+
+
+def contradictions(config: Config) -> list[tuple[str, str]]:
+    """Settings that are right one by one and cannot hold together."""
+    faults = []
+    if config.event_bytes > config.frame_bytes // 2:
+        faults.append(("limits.event_bytes", f"must be at most half of limits.frame_bytes ({config.frame_bytes})"))
+    if config.queue_bytes < config.frame_bytes:
+        faults.append(("limits.queue_bytes", f"must be at least limits.frame_bytes ({config.frame_bytes})"))
+    return faults
+
+
+def show(value: object) -> str:
+    """A value of the file in a message: short, and on one line."""
+    text = repr(value) if not isinstance(value, bool) else str(value).lower()
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def describe() -> str:
+    """The default settings as TOML, for the help."""
+    default = Config()
+    lines = []
+    for table, keys in TABLES.items():
+        lines.append(f"  [{table}]")
+        for key in keys:
+            value = getattr(default, key)
+            lines.append(f"  {key} = {json.dumps(value)}")
+    return "\n".join(lines)
+
+
+def make_converter() -> cattrs.Converter:
+    """A converter whose only rules are the ones that the annotations above name."""
+
+    def annotated(cls: Any) -> bool:
+        return get_origin(cls) is Annotated
+
+    def hook_for(cls: Any) -> Any:
+        rule: Whole | Number | Word = get_args(cls)[1]
+        return lambda value, _: rule.read(value)
+
+    converter = cattrs.Converter(detailed_validation=True, forbid_extra_keys=True)
+    converter.register_structure_hook_factory(annotated, hook_for)
+    return converter
+
+
+_converter = make_converter()
