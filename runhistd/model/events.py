@@ -45,7 +45,7 @@ DAEMON_KINDS: Final = frozenset({"run.started", "run.resumed", "run.incomplete"}
 
 
 class Usage(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, gc=False):
-    """Tokens and cost as an engine reports them; names as in OpenTelemetry's GenAI conventions, 1 USD is 10**8 microcents.
+    """Tokens and cost as an engine reports them; names as in OpenTelemetry's GenAI conventions.
 
     A delta, unless `cumulative` (a snapshot of the run so far) or `response_id` (a snapshot of that response so far).
     """

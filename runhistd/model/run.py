@@ -24,6 +24,7 @@ from .events import (
     RunSpec,
     StepEnded,
     StepStarted,
+    StoredEvent,
     Updated,
     Usage,
 )
@@ -78,6 +79,21 @@ class Applied(Struct, frozen=True):
     step_id: str | None = None
     attempt: int | None = None
     epoch: int = 0
+
+
+def applied(event: StoredEvent, payload: Payload) -> Applied:
+    """What the fold sees of `event`, whose data means `payload`."""
+    return Applied(
+        event.kind,
+        event.seq,
+        event.received_us if event.time_us is None else event.time_us,
+        event.received_us,
+        payload,
+        event.usage,
+        event.step_id,
+        event.attempt,
+        event.epoch,
+    )
 
 
 class Head(Struct):

@@ -1,0 +1,139 @@
+"""Opening the database: settings, the schema's version, and the end of recovery.
+
+`synchronous=FULL` in WAL mode makes every COMMIT return only after its frames are synced. SQLite's automatic checkpoint
+is off, because it hides errors; the daemon checkpoints itself. A database of a newer version is recognised through a
+read-only connection and left untouched: opening it for writing would already rewrite its WAL.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from importlib import resources
+from pathlib import Path
+
+import apsw
+from msgspec import Struct
+
+from . import sql
+
+SCHEMA_VERSION = 1
+PAGE_BYTES = 4096
+CACHE_KIB = 16 * 1024  # pages of live runs' index leaves; the daemon stays under 60 MB idle
+BUSY_TIMEOUT_MS = 2000  # the only other writer could be a person with a SQLite shell
+
+
+class NewerSchema(Exception):
+    """The database was written by a newer runhistd; it was not touched."""
+
+    def __init__(self, found: int) -> None:
+        super().__init__(
+            f"the database has schema {found} and this runhistd knows up to {SCHEMA_VERSION}; install a newer runhistd"
+        )
+        self.found = found
+
+
+class DamagedDatabase(Exception):
+    """SQLite cannot make sense of the file; it was left as it is."""
+
+
+class StorageFault(Exception):
+    """Reading or writing the database failed. What was being committed may or may not be on the disk: nobody may be
+    answered, and the process must end and read afresh what is there."""
+
+
+class Counters(Struct, frozen=True):
+    """The numbers that only grow: the newest position, epoch and run."""
+
+    position: int
+    epoch: int
+    run: int
+
+
+def schema_text() -> str:
+    """The statements that make the tables of the current version."""
+    return resources.files(__package__).joinpath("schema.sql").read_text(encoding="utf-8")
+
+
+def open_writer(database: Path) -> apsw.Connection:
+    """The one connection that writes: made or migrated if needed, recovered, and checkpointed down to the disk.
+
+    Raises NewerSchema, DamagedDatabase, StorageFault.
+    """
+    try:
+        if database.exists() and database.stat().st_size > 0:
+            _refuse_newer(database)
+        connection = apsw.Connection(str(database))
+        try:
+            _configure(connection)
+            _migrate(connection)
+            # A duplicate's receipt must rest on the disk, not on what a killed predecessor left in the page cache.
+            connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+        except BaseException:
+            connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+            connection.close()
+            raise
+        _sync_directory(database.parent)
+    except (apsw.CorruptError, apsw.NotADBError) as error:
+        raise DamagedDatabase(str(error)) from error
+    except (apsw.IOError, apsw.ReadOnlyError, apsw.CantOpenError, apsw.FullError) as error:
+        raise StorageFault(f"cannot open {database}: {error}") from error
+    return connection
+
+
+def open_reader(database: Path) -> apsw.Connection:
+    """A read-only connection, for one thread at a time."""
+    connection = apsw.Connection(str(database), flags=apsw.SQLITE_OPEN_READONLY)
+    connection.set_busy_timeout(BUSY_TIMEOUT_MS)
+    connection.execute("PRAGMA query_only = 1")
+    return connection
+
+
+def read_history(connection: apsw.Connection) -> tuple[str, Counters]:
+    """The instance_id, and the counters as they were committed last."""
+    for instance_id, position, epoch, run in connection.execute(sql.READ_HISTORY):
+        return instance_id, Counters(position, epoch, run)
+    raise DamagedDatabase("the history has no identity")
+
+
+def _refuse_newer(database: Path) -> None:
+    reader = apsw.Connection(str(database), flags=apsw.SQLITE_OPEN_READONLY)
+    try:
+        found = int(reader.pragma("user_version"))
+    finally:
+        reader.close()
+    if found > SCHEMA_VERSION:
+        raise NewerSchema(found)
+
+
+def _configure(connection: apsw.Connection) -> None:
+    connection.set_busy_timeout(BUSY_TIMEOUT_MS)
+    if connection.pragma("page_count") == 0:  # both only work before the first table
+        connection.pragma("page_size", PAGE_BYTES)
+        connection.pragma("auto_vacuum", "INCREMENTAL")
+    if connection.pragma("journal_mode", "WAL") != "wal":
+        raise StorageFault("the file system does not support SQLite's write-ahead log")
+    connection.pragma("synchronous", "FULL")
+    connection.pragma("fullfsync", 1)  # macOS: a plain fsync does not reach the platter
+    connection.pragma("checkpoint_fullfsync", 1)
+    connection.pragma("wal_autocheckpoint", 0)
+    connection.pragma("cache_size", -CACHE_KIB)
+    connection.pragma("temp_store", "MEMORY")
+
+
+def _migrate(connection: apsw.Connection) -> None:
+    """Bring the schema to SCHEMA_VERSION in one transaction; a new database gets all tables at once."""
+    if connection.pragma("user_version") == SCHEMA_VERSION:
+        return
+    with connection:
+        connection.execute(schema_text())
+        connection.execute(sql.INSERT_HISTORY, (str(uuid.uuid4()),))
+        connection.pragma("user_version", SCHEMA_VERSION)
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

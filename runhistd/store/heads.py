@@ -1,0 +1,220 @@
+"""Runs in memory: loading a run's head, keeping it while it is written to, and saving what a batch changed.
+
+A cached run holds its open steps and what its last requests touched. `whole` says that nothing of its steps and marks
+lies only on the disk, which is so from its beginning until something is dropped, and saves the look-ups. Rows are
+written once a batch, however many events changed them.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from uuid import UUID
+
+import apsw
+import msgspec
+
+from ..model.decide import StoredKey
+from ..model.events import Event
+from ..model.run import ZERO, Head, Step
+from . import sql
+
+MAX_RUNS = 1000
+MAX_STEPS = 1000  # step ids (or marks) of a run that are kept beyond a batch; more are read again when needed
+MAX_WRITERS = 100
+
+Name = tuple[int, str, str]
+"""uid, namespace, run_id."""
+
+encode = msgspec.json.Encoder().encode
+
+
+class CachedRun:
+    """One run and everything about it that the next request may need."""
+
+    def __init__(self, number: int, name: Name, lease_key: bytes, owner_pid: int | None, head: Head) -> None:
+        self.number = number
+        self.name = name
+        self.lease_key = lease_key
+        self.owner_pid = owner_pid
+        self.head = head
+        self.writers: dict[UUID, int] = {}
+        self.touched_writers: set[UUID] = set()
+        self.new_keys: dict[str, StoredKey] = {}  # of this batch, not yet in the table
+        self.is_new = False
+        self.whole = False
+        self.saved_status: tuple[object, ...] = ()
+
+    def status_columns(self) -> tuple[object, ...]:
+        """The columns of SAVE_STATUS, without the run."""
+        head = self.head
+        return (
+            *(head.status, head.title, head.error, head.gate_seq, head.gate_name, head.gate_prompt),
+            *(head.gate_answer_seq, head.epoch, head.checkpoint_seq, head.ended_us, head.closed_us),
+        )
+
+    def columns(self) -> tuple[object, ...]:
+        """The columns of INSERT_RUN."""
+        head = self.head
+        return (
+            *(self.number, *self.name, self.lease_key, self.owner_pid, head.status, head.workflow, head.agent_id),
+            *(head.parent_run_id, head.title, head.current_step, head.error, head.gate_seq, head.gate_name),
+            *(head.gate_prompt, head.gate_answer_seq, head.epoch, head.last_seq, head.checkpoint_seq),
+            *(head.started_us, head.ended_us, head.created_us, head.updated_us, head.closed_us, *head.totals),
+            self.name[2][::-1],
+        )
+
+
+def run_from_row(row: tuple[object, ...]) -> CachedRun:
+    """A run from the columns that FIND_RUN and its like select; its documents, steps and marks are left empty."""
+    (number, uid, namespace, run_id, lease_key, owner_pid, *rest) = row
+    names = (
+        *("status", "workflow", "agent_id", "parent_run_id", "title", "current_step", "error", "gate_seq"),
+        *("gate_name", "gate_prompt", "gate_answer_seq", "epoch", "last_seq", "checkpoint_seq", "started_us"),
+        *("ended_us", "created_us", "updated_us", "closed_us"),
+    )
+    fields = dict(zip(names, rest, strict=False))
+    head = Head(**fields, totals=tuple(rest[len(names) :]))  # type: ignore[arg-type]
+    return CachedRun(number, (uid, namespace, run_id), lease_key, owner_pid, head)  # type: ignore[arg-type]
+
+
+class Heads:
+    """The runs in memory, least recently used first. After a failed transaction, `clear` makes it read afresh."""
+
+    def __init__(self, connection: apsw.Connection) -> None:
+        self._connection = connection
+        self._runs: OrderedDict[Name, CachedRun] = OrderedDict()
+        self._touched: dict[int, CachedRun] = {}
+
+    @property
+    def changed(self) -> bool:
+        """Whether there is something to save."""
+        return bool(self._touched)
+
+    def clear(self) -> None:
+        """Forget everything, because it may differ from what is stored."""
+        self._runs.clear()
+        self._touched.clear()
+
+    def add(self, run: CachedRun) -> None:
+        """Take in a run that begins in this batch."""
+        run.is_new = run.whole = True
+        self._runs[run.name] = run
+        self.touch(run)
+
+    def touch(self, run: CachedRun) -> None:
+        """Note that the run changes in this batch."""
+        self._touched[run.number] = run
+
+    def find(self, name: Name) -> CachedRun | None:
+        """The run of that name, from memory or disk."""
+        run = self._runs.get(name)
+        if run is not None:
+            self._runs.move_to_end(name)
+            return run
+        row = self._connection.execute(sql.FIND_RUN, name).fetchone()
+        if row is None:
+            return None
+        run = run_from_row(row)
+        run.saved_status = run.status_columns()
+        for document_name, document in self._connection.execute(sql.LOAD_DOCUMENTS, (run.number,)):
+            run.head.documents[document_name] = msgspec.json.decode(document)
+        self._take_steps(run, self._connection.execute(sql.LOAD_OPEN_STEPS, (run.number,)))
+        self._runs[name] = run
+        return run
+
+    def last_n(self, run: CachedRun, writer: UUID) -> int:
+        """How many events of the writer the run has."""
+        known = run.writers.get(writer)
+        if known is None:
+            row = None
+            if not run.is_new:
+                row = self._connection.execute(sql.LOAD_WRITER, (run.number, writer.bytes)).fetchone()
+            known = run.writers[writer] = row[0] if row else 0
+        return known
+
+    def prepare(self, run: CachedRun, events: Iterable[Event]) -> None:
+        """Load the steps and marks that these events touch."""
+        if run.whole:
+            return
+        head = run.head
+        for event in events:
+            if event.step_id is not None and event.step_id not in head.steps:
+                self._take_steps(run, self._connection.execute(sql.LOAD_STEP, (run.number, event.step_id)))
+            if event.usage is not None:
+                scope = event.usage.response_id or ("" if event.usage.cumulative else None)
+                if scope is not None and scope not in head.marks:
+                    row = self._connection.execute(sql.LOAD_MARK, (run.number, scope)).fetchone()
+                    head.marks[scope] = row or ZERO
+
+    def save(self) -> None:
+        """Write every row that changed since the last save. The caller commits."""
+        execute = self._connection.execute
+        for run in self._touched.values():
+            head = run.head
+            if run.is_new:
+                execute(sql.INSERT_RUN, run.columns())
+            else:
+                execute(
+                    sql.SAVE_PROGRESS,
+                    (head.last_seq, head.updated_us, head.current_step, *head.totals, run.number),
+                )
+                if run.status_columns() != run.saved_status:
+                    execute(sql.SAVE_STATUS, (*run.status_columns(), run.number))
+            if run.new_keys:
+                keys = [(run.number, key, stored.seq) for key, stored in run.new_keys.items()]
+                self._connection.executemany(sql.INSERT_KEY, keys)
+            for writer in run.touched_writers:
+                execute(sql.SAVE_WRITER, (run.number, writer.bytes, run.writers[writer]))
+            self._save_parts(run.number, head)
+
+    def _save_parts(self, number: int, head: Head) -> None:
+        execute, executemany = self._connection.execute, self._connection.executemany
+        if head.touched_steps:
+            steps = (head.steps[step_id][attempt] for step_id, attempt in head.touched_steps)
+            executemany(sql.SAVE_STEP, [(number, *msgspec.structs.astuple(step)) for step in steps])
+        if head.usage_added:
+            executemany(sql.ADD_USAGE, [(number, *key, *added) for key, added in head.usage_added.items()])
+        if head.touched_marks:
+            executemany(sql.SAVE_MARK, [(number, scope, *head.marks[scope]) for scope in head.touched_marks])
+        for name in head.touched_documents:
+            if name in head.documents:
+                execute(sql.SAVE_DOCUMENT, (number, name, encode(head.documents[name]).decode()))
+            else:
+                execute(sql.DELETE_DOCUMENT, (number, name))
+
+    def committed(self) -> None:
+        """What was saved is on the disk: start a new account, and hold the bounds of memory."""
+        for run in self._touched.values():
+            run.is_new = False
+            run.saved_status = run.status_columns()
+            run.touched_writers.clear()
+            run.new_keys = {}
+            run.head.forget_touched()
+            run.head.documents.pop("definition", None)  # the fold never looks at it again
+            _shrink(run)
+        self._touched.clear()
+        while len(self._runs) > MAX_RUNS:
+            self._runs.popitem(last=False)
+
+    def _take_steps(self, run: CachedRun, rows: Iterable[tuple[object, ...]]) -> None:
+        for row in rows:
+            step = Step(*row)  # type: ignore[arg-type]
+            run.head.steps.setdefault(step.step_id, {})[step.attempt] = step
+
+
+def _shrink(run: CachedRun) -> None:
+    head = run.head
+    if len(run.writers) > MAX_WRITERS:
+        run.writers.clear()
+    if len(head.marks) > MAX_STEPS:
+        head.marks.clear()
+        run.whole = False
+    if len(head.steps) > MAX_STEPS:
+        still_open = {
+            step_id: attempts
+            for step_id, attempts in head.steps.items()
+            if any(step.status == "running" for step in attempts.values())
+        }
+        run.whole = run.whole and len(still_open) == len(head.steps)
+        head.steps = still_open

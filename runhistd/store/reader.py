@@ -1,0 +1,333 @@
+"""Reading. Every function runs one short read transaction on a read-only connection and returns the wire's own types.
+
+The daemon calls these in threads. Rows come back as they were committed: a reader never sees half a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from uuid import UUID
+
+import apsw
+import msgspec
+from attrs import frozen
+from msgspec import Raw
+
+from ..model.errors import NoSuchRun
+from ..model.events import StoredEvent, Usage
+from ..model.ids import shortest_ending
+from ..model.run import Head
+from ..model.views import EventFilter, Gate, Run, RunDetail, RunFilter, StatusCount, Step, UsageRow, UsageTotals
+from . import sql
+from .database import open_reader
+from .heads import CachedRun, Name, run_from_row
+
+NEWEST = 2**63 - 1
+SCAN_POSITIONS = 50_000  # of the log in one read transaction, however few of its events match
+
+_decode_usage = msgspec.json.Decoder(Usage).decode
+_encode = msgspec.json.Encoder().encode
+
+__all__ = ["RunPage", "open_reader"]
+
+
+@frozen
+class RunPage:
+    """One page of a list. `next_page` is None at the end; `total` counts all runs of the user, whatever the filters."""
+
+    runs: list[Run]
+    next_page: str | None
+    total: int
+
+
+@contextmanager
+def snapshot(connection: apsw.Connection) -> Iterator[None]:
+    """One read transaction: everything read inside belongs to the same commit."""
+    connection.execute("BEGIN")
+    try:
+        yield
+    finally:
+        connection.execute("ROLLBACK")
+
+
+def get_run(connection: apsw.Connection, uid: int, namespace: str, run_id: str) -> tuple[Run, RunDetail]:
+    """One run with its large parts. Raises NoSuchRun."""
+    with snapshot(connection):
+        row = connection.execute(sql.FIND_RUN, (uid, namespace, run_id)).fetchone()
+        if row is None:
+            raise NoSuchRun(namespace, run_id)
+        run = run_from_row(row)
+        found = {name: Raw(text.encode()) for name, text in connection.execute(sql.DOCUMENTS, (run.number,))}
+        detail = RunDetail(
+            found.get("definition"),
+            found.get("metadata"),
+            found.get("state"),
+            found.get("output"),
+            run.head.checkpoint_seq,
+        )
+        return _view(connection, run), detail
+
+
+def list_runs(connection: apsw.Connection, uid: int, filter: RunFilter, page: str | None, limit: int) -> RunPage:
+    """The newest runs that match, newest first. `page` is the `next_page` of the page before."""
+    wanted: dict[str, str | int | None] = {
+        "uid": uid,
+        "before": NEWEST if page is None else int(page),
+        "namespace": filter.namespace,
+        "agent_id": filter.agent_id,
+        "workflow": filter.workflow,
+        "parent_run_id": filter.parent_run_id,
+        "since_us": filter.since_us,
+        "limit": limit + 1,
+    }
+    with snapshot(connection):
+        rows = _listed_rows(connection, filter, wanted)
+        runs = [run_from_row(row) for row in rows[:limit]]
+        more = len(rows) > limit and filter.name is None
+        ((total,),) = connection.execute(sql.COUNT_RUNS, (uid,))
+        return RunPage(
+            [_view(connection, run) for run in runs],
+            str(runs[-1].number) if more else None,
+            total,
+        )
+
+
+def get_steps(
+    connection: apsw.Connection, uid: int, namespace: str, run_id: str, page: str | None, limit: int
+) -> tuple[list[Step], str | None]:
+    """One page of a run's step attempts, in the order in which they began. Raises NoSuchRun."""
+    with snapshot(connection):
+        run = _run_number(connection, (uid, namespace, run_id))
+        rows = _fetch(connection, sql.STEPS, (run, int(page or 0), limit + 1))
+    steps = [Step(*row) for row in rows[:limit]]
+    return steps, str(steps[-1].first_seq) if len(rows) > limit else None
+
+
+def get_usage(
+    connection: apsw.Connection, uid: int, namespace: str, run_id: str, page: str | None, limit: int
+) -> tuple[UsageTotals, list[UsageRow], str | None]:
+    """The total, and one page of the rows that add up to it. Raises NoSuchRun."""
+    after = ("", -1, "", "") if page is None else tuple(msgspec.json.decode(page))
+    with snapshot(connection):
+        run = _run_number(connection, (uid, namespace, run_id))
+        (totals,) = connection.execute(sql.USAGE_TOTALS, (run,))
+        rows = _fetch(connection, sql.USAGE, (run, *after, limit + 1))
+    found = [
+        UsageRow(step_id or None, attempt or None, provider or None, model or None, UsageTotals(*figures))
+        for step_id, attempt, provider, model, *figures in rows[:limit]
+    ]
+    return UsageTotals.of(totals), found, _encode(rows[limit - 1][:4]).decode() if len(rows) > limit else None
+
+
+def get_events(
+    connection: apsw.Connection,
+    uid: int,
+    namespace: str,
+    run_id: str,
+    *,
+    after_seq: int,
+    from_checkpoint: bool,
+    types: frozenset[str] | None,
+    kinds: frozenset[str] | None,
+    limit: int,
+    limit_bytes: int = NEWEST,
+) -> tuple[list[StoredEvent], int | None]:
+    """One page of a run's events behind `after_seq`, and the seq to go on behind, None at the end. Raises NoSuchRun.
+
+    With `from_checkpoint` the page begins at the run's last checkpoint, if that is later.
+    """
+    with snapshot(connection):
+        run = _run_number(connection, (uid, namespace, run_id))
+        if from_checkpoint:
+            ((checkpoint_seq,),) = connection.execute(sql.CHECKPOINT_SEQ, (run,))
+            after_seq = max(after_seq, (checkpoint_seq or 1) - 1)
+        events, more = _events_of_run(connection, run, after_seq, types, kinds, limit, limit_bytes)
+    return events, events[-1].seq if more else None
+
+
+def events_after(
+    connection: apsw.Connection, uid: int, filter: EventFilter, position: int, *, limit: int, limit_bytes: int
+) -> tuple[list[StoredEvent], int]:
+    """The next events behind `position` that match, in position order, and up to where the log was looked at."""
+    with snapshot(connection):
+        ((head,),) = connection.execute(sql.HEAD_POSITION)
+        if filter.run_id is not None and filter.namespace is not None and filter.agent_id is None:
+            run = _find_number(connection, (uid, filter.namespace, filter.run_id))
+            if run is None:
+                return [], head
+            after_seq = _last_seq_before(connection, run, position)
+            events, more = _events_of_run(connection, run, after_seq, filter.types, filter.kinds, limit, limit_bytes)
+            return events, events[-1].position if more else head
+        until = min(head, position + SCAN_POSITIONS)
+        wanted = {**_event_bindings(uid, filter), "position": position, "until": until, "limit": limit + 1}
+        events, more = _take(connection.execute(sql.EVENTS_AFTER, wanted), limit, limit_bytes)
+        return events, events[-1].position if more else until
+
+
+def tail_position(connection: apsw.Connection, uid: int, filter: EventFilter, count: int) -> int:
+    """The position behind which the newest `count` matching events lie; 0 if there are fewer."""
+    with snapshot(connection):
+        ((head,),) = connection.execute(sql.HEAD_POSITION)
+        if count <= 0:
+            return int(head)
+        wanted = {**_event_bindings(uid, filter), "skip": count}
+        statement = sql.TAIL
+        if filter.run_id is not None and filter.namespace is not None and filter.agent_id is None:
+            run = _find_number(connection, (uid, filter.namespace, filter.run_id))
+            statement, wanted = sql.TAIL_OF_RUN, {**wanted, "run": run}
+        row = connection.execute(statement, wanted).fetchone()
+        return int(row[0]) if row else 0
+
+
+def count_statuses(connection: apsw.Connection, uid: int) -> list[StatusCount]:
+    """How many runs the user has in each status."""
+    return [StatusCount(status, runs) for status, runs in connection.execute(sql.COUNT_STATUSES, (uid,))]
+
+
+def _listed_rows(
+    connection: apsw.Connection, filter: RunFilter, wanted: dict[str, str | int | None]
+) -> list[tuple[Any, ...]]:
+    if filter.name is not None:
+        statuses = None if filter.status is None else _encode(filter.status).decode()
+        named = {**wanted, "name": filter.name, "ending": filter.name[::-1], "statuses": statuses}
+        return _fetch(connection, sql.LIST_RUNS_NAMED, named)
+    if filter.status is None:
+        return _fetch(connection, sql.LIST_RUNS, wanted)
+    rows: list[tuple[Any, ...]] = []
+    for status in dict.fromkeys(filter.status):  # one index walk each, so that a rare status is found at once
+        rows += _fetch(connection, sql.LIST_RUNS_OF_STATUS, {**wanted, "status": status})
+    rows.sort(key=lambda row: int(row[0]), reverse=True)
+    return rows
+
+
+def _view(connection: apsw.Connection, run: CachedRun) -> Run:
+    head: Head = run.head
+    uid, namespace, run_id = run.name
+    gate = None
+    if head.status == "paused" and head.gate_seq is not None:
+        gate = Gate(head.gate_seq, head.gate_name, head.gate_prompt, head.gate_answer_seq is not None)
+    neighbours = [
+        row[0]
+        for statement in (sql.ENDING_BEFORE, sql.ENDING_AFTER)
+        for row in connection.execute(statement, (uid, run_id[::-1]))
+    ]
+    return Run(
+        namespace=namespace,
+        run_id=run_id,
+        short_id=shortest_ending(run_id, neighbours),
+        status=head.status,
+        workflow=head.workflow,
+        agent_id=head.agent_id,
+        parent_run_id=head.parent_run_id,
+        title=head.title,
+        current_step=head.current_step,
+        error=head.error,
+        gate=gate,
+        epoch=head.epoch,
+        owner_pid=run.owner_pid,
+        last_seq=head.last_seq,
+        started_us=head.started_us,
+        ended_us=head.ended_us,
+        created_us=head.created_us,
+        updated_us=head.updated_us,
+        closed_us=head.closed_us,
+        usage=UsageTotals.of(head.totals),
+    )
+
+
+def _fetch(connection: apsw.Connection, statement: str, bindings: apsw.Bindings) -> list[tuple[Any, ...]]:
+    return connection.execute(statement, bindings).fetchall()
+
+
+def _find_number(connection: apsw.Connection, name: Name) -> int | None:
+    row = connection.execute(sql.RUN_NUMBER, name).fetchone()
+    return row[0] if row else None
+
+
+def _run_number(connection: apsw.Connection, name: Name) -> int:
+    number = _find_number(connection, name)
+    if number is None:
+        raise NoSuchRun(name[1], name[2])
+    return number
+
+
+def _event_bindings(uid: int, filter: EventFilter) -> dict[str, str | int | None]:
+    return {
+        "uid": uid,
+        "namespace": filter.namespace,
+        "run_id": filter.run_id,
+        "agent_id": filter.agent_id,
+        **_kind_bindings(filter.types, filter.kinds),
+    }
+
+
+def _kind_bindings(types: frozenset[str] | None, kinds: frozenset[str] | None) -> dict[str, str | int | None]:
+    return {
+        "types": None if types is None else _encode(sorted(types)).decode(),
+        "kinds": None if kinds is None else _encode(sorted(kinds)).decode(),
+    }
+
+
+def _events_of_run(
+    connection: apsw.Connection,
+    run: int,
+    after_seq: int,
+    types: frozenset[str] | None,
+    kinds: frozenset[str] | None,
+    limit: int,
+    limit_bytes: int,
+) -> tuple[list[StoredEvent], bool]:
+    wanted = {"run": run, "after_seq": after_seq, "limit": limit + 1, **_kind_bindings(types, kinds)}
+    return _take(connection.execute(sql.EVENTS_OF_RUN, wanted), limit, limit_bytes)
+
+
+def _take(rows: apsw.Cursor, limit: int, limit_bytes: int) -> tuple[list[StoredEvent], bool]:
+    """Events up to the limits, at least one if there is one, and whether more follow."""
+    events: list[StoredEvent] = []
+    taken_bytes = 0
+    for row in rows:
+        event = _event(row)
+        taken_bytes += len(memoryview(event.data))
+        if events and (len(events) == limit or taken_bytes > limit_bytes):
+            return events, True
+        events.append(event)
+    return events, False
+
+
+def _event(row: tuple[Any, ...]) -> StoredEvent:
+    (position, namespace, run_id, seq, epoch, type_, kind, received_us, data, key, writer, n, *rest) = row
+    step_id, attempt, usage, time_us = rest
+    return StoredEvent(
+        position,
+        namespace,
+        run_id,
+        seq,
+        epoch,
+        type_,
+        kind,
+        received_us,
+        Raw(data.encode()),
+        key,
+        None if writer is None else UUID(bytes=writer),
+        n,
+        step_id,
+        attempt,
+        None if usage is None else _decode_usage(usage),
+        time_us,
+    )
+
+
+def _last_seq_before(connection: apsw.Connection, run: int, position: int) -> int:
+    """The run's last seq at or before a log position, by halving: its seqs and positions grow together."""
+    ((high,),) = connection.execute(sql.LAST_SEQ, (run,))
+    low = 0  # every seq up to here lies at or before `position`
+    while low < high:
+        middle = (low + high + 1) // 2
+        row = connection.execute(sql.POSITION_OF_SEQ, (run, middle)).fetchone()
+        if row is not None and row[1] <= position:
+            low = row[0]
+        else:
+            high = middle - 1
+    return int(low)

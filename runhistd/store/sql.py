@@ -1,0 +1,177 @@
+"""Every statement that the daemon runs, by what it is for. Lists of values are passed as JSON text."""
+
+from __future__ import annotations
+
+from typing import Final
+
+# --- the log ---
+
+READ_HISTORY: Final = "SELECT instance_id, position, epoch, run FROM history"
+INSERT_HISTORY: Final = "INSERT INTO history (only, instance_id, position, epoch, run) VALUES (1, ?, 0, 0, 0)"
+SAVE_COUNTERS: Final = "UPDATE history SET position = ?, epoch = ?, run = ?"
+
+_HEAD_COLUMNS: Final = """
+  run, uid, namespace, run_id, lease_key, owner_pid, status, workflow, agent_id, parent_run_id, title, current_step,
+  error, gate_seq, gate_name, gate_prompt, gate_answer_seq, epoch, last_seq, checkpoint_seq, started_us, ended_us,
+  created_us, updated_us, closed_us, input_tokens, output_tokens, cache_read_input_tokens,
+  cache_creation_input_tokens, reasoning_output_tokens, cost_microcents
+"""
+FIND_RUN: Final = f"SELECT {_HEAD_COLUMNS} FROM runs WHERE uid = ? AND namespace = ? AND run_id = ?"  # noqa: S608
+INSERT_RUN: Final = f"INSERT INTO runs ({_HEAD_COLUMNS}, ending) VALUES ({', '.join('?' * 32)})"  # noqa: S608
+# What nearly every append changes, without touching an index.
+SAVE_PROGRESS: Final = """
+UPDATE runs SET last_seq = ?, updated_us = ?, current_step = ?, input_tokens = ?, output_tokens = ?,
+  cache_read_input_tokens = ?, cache_creation_input_tokens = ?, reasoning_output_tokens = ?, cost_microcents = ?
+WHERE run = ?
+"""
+SAVE_STATUS: Final = """
+UPDATE runs SET status = ?, title = ?, error = ?, gate_seq = ?, gate_name = ?, gate_prompt = ?, gate_answer_seq = ?,
+  epoch = ?, checkpoint_seq = ?, ended_us = ?, closed_us = ?
+WHERE run = ?
+"""
+
+LOAD_DOCUMENTS: Final = "SELECT name, document FROM documents WHERE run = ? AND name <> 'definition'"
+SAVE_DOCUMENT: Final = """
+INSERT INTO documents (run, name, document) VALUES (?, ?, ?)
+ON CONFLICT DO UPDATE SET document = excluded.document
+"""
+DELETE_DOCUMENT: Final = "DELETE FROM documents WHERE run = ? AND name = ?"
+
+_STEP_COLUMNS: Final = "step_id, attempt, name, parent_step_id, status, error, first_seq, started_us, ended_us"
+LOAD_OPEN_STEPS: Final = f"""
+SELECT {_STEP_COLUMNS} FROM steps WHERE run = ?1 AND step_id IN
+  (SELECT step_id FROM steps WHERE run = ?1 AND status = 'running')
+"""  # noqa: S608
+LOAD_STEP: Final = f"SELECT {_STEP_COLUMNS} FROM steps WHERE run = ? AND step_id = ?"  # noqa: S608
+SAVE_STEP: Final = f"""
+INSERT INTO steps (run, {_STEP_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT DO UPDATE SET name = excluded.name, parent_step_id = excluded.parent_step_id, status = excluded.status,
+  error = excluded.error, started_us = excluded.started_us, ended_us = excluded.ended_us
+"""  # noqa: S608
+
+_AMOUNTS: Final = """
+  input_tokens, output_tokens, cache_read_input_tokens, cache_creation_input_tokens, reasoning_output_tokens,
+  cost_microcents
+"""
+ADD_USAGE: Final = f"""
+INSERT INTO usage (run, step_id, attempt, provider, model, {_AMOUNTS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT DO UPDATE SET input_tokens = input_tokens + excluded.input_tokens,
+  output_tokens = output_tokens + excluded.output_tokens,
+  cache_read_input_tokens = cache_read_input_tokens + excluded.cache_read_input_tokens,
+  cache_creation_input_tokens = cache_creation_input_tokens + excluded.cache_creation_input_tokens,
+  reasoning_output_tokens = reasoning_output_tokens + excluded.reasoning_output_tokens,
+  cost_microcents = cost_microcents + excluded.cost_microcents
+"""  # noqa: S608
+LOAD_MARK: Final = f"SELECT {_AMOUNTS} FROM usage_marks WHERE run = ? AND response_id = ?"  # noqa: S608
+SAVE_MARK: Final = f"""
+INSERT OR REPLACE INTO usage_marks (run, response_id, {_AMOUNTS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+"""  # noqa: S608
+
+INSERT_EVENT: Final = """
+INSERT INTO events (position, run, seq, epoch, type, kind, key, writer, n, step_id, attempt, usage, time_us,
+  received_us, data) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+"""
+LOAD_WRITER: Final = "SELECT last_n FROM writers WHERE run = ? AND writer = ?"
+SAVE_WRITER: Final = "INSERT OR REPLACE INTO writers (run, writer, last_n) VALUES (?, ?, ?)"
+INSERT_KEY: Final = "INSERT INTO keys (run, key, seq) VALUES (?, ?, ?)"
+FIND_KEY: Final = """
+SELECT events.seq, type, kind, step_id, attempt, usage, data
+FROM keys JOIN events ON events.run = keys.run AND events.seq = keys.seq WHERE keys.run = ? AND keys.key = ?
+"""
+
+# --- reading ---
+
+RUN_NUMBER: Final = "SELECT run FROM runs WHERE uid = ? AND namespace = ? AND run_id = ?"
+COUNT_RUNS: Final = "SELECT count(*) FROM runs WHERE uid = ?"
+COUNT_STATUSES: Final = "SELECT status, count(*) FROM runs WHERE uid = ? GROUP BY status"
+DOCUMENTS: Final = "SELECT name, document FROM documents WHERE run = ?"
+
+_WANTED: Final = """
+  (:namespace IS NULL OR namespace = :namespace) AND (:agent_id IS NULL OR agent_id = :agent_id)
+  AND (:workflow IS NULL OR workflow = :workflow)
+  AND (:parent_run_id IS NULL OR parent_run_id = :parent_run_id)
+  AND (:since_us IS NULL OR created_us >= :since_us)
+"""
+LIST_RUNS: Final = f"""
+SELECT {_HEAD_COLUMNS} FROM runs WHERE uid = :uid AND run < :before AND {_WANTED} ORDER BY run DESC LIMIT :limit
+"""  # noqa: S608
+LIST_RUNS_OF_STATUS: Final = f"""
+SELECT {_HEAD_COLUMNS} FROM runs INDEXED BY runs_by_status
+WHERE uid = :uid AND status = :status AND run < :before AND {_WANTED} ORDER BY run DESC LIMIT :limit
+"""  # noqa: S608
+# A whole name comes first, so that the limit never hides it behind names that only begin or end like it.
+LIST_RUNS_NAMED: Final = f"""
+SELECT {_HEAD_COLUMNS} FROM runs WHERE run IN (
+    SELECT run FROM runs WHERE uid = :uid AND run_id >= :name AND run_id < :name || char(0x10ffff)
+    UNION SELECT run FROM runs WHERE uid = :uid AND ending >= :ending AND ending < :ending || char(0x10ffff))
+  AND (:statuses IS NULL OR status IN (SELECT value FROM json_each(:statuses))) AND {_WANTED}
+ORDER BY run_id = :name DESC, run DESC LIMIT :limit
+"""  # noqa: S608
+ENDING_BEFORE: Final = "SELECT run_id FROM runs WHERE uid = ? AND ending < ? ORDER BY ending DESC LIMIT 1"
+ENDING_AFTER: Final = "SELECT run_id FROM runs WHERE uid = ? AND ending > ? ORDER BY ending LIMIT 1"
+
+STEPS: Final = f"SELECT {_STEP_COLUMNS} FROM steps WHERE run = ? AND first_seq > ? ORDER BY first_seq LIMIT ?"  # noqa: S608
+USAGE: Final = f"""
+SELECT step_id, attempt, provider, model, {_AMOUNTS} FROM usage
+WHERE run = ? AND (step_id, attempt, provider, model) > (?, ?, ?, ?)
+ORDER BY step_id, attempt, provider, model LIMIT ?
+"""  # noqa: S608
+USAGE_TOTALS: Final = f"SELECT {_AMOUNTS} FROM runs WHERE run = ?"  # noqa: S608
+
+_EVENT_COLUMNS: Final = """
+  events.position, namespace, run_id, seq, events.epoch, type, kind, received_us, data, key, writer, n, step_id,
+  attempt, usage, time_us
+"""
+_EVENT_WANTED: Final = """
+  (:types IS NULL OR type IN (SELECT value FROM json_each(:types)))
+  AND (:kinds IS NULL OR kind IN (SELECT value FROM json_each(:kinds)))
+"""
+EVENTS_OF_RUN: Final = f"""
+SELECT {_EVENT_COLUMNS} FROM events JOIN runs USING (run)
+WHERE events.run = :run AND seq > :after_seq AND {_EVENT_WANTED} ORDER BY seq LIMIT :limit
+"""  # noqa: S608
+HEAD_POSITION: Final = "SELECT position FROM history"
+CHECKPOINT_SEQ: Final = "SELECT checkpoint_seq FROM runs WHERE run = ?"
+# Where the first event with at least that seq lies; a run's seqs and positions grow together.
+POSITION_OF_SEQ: Final = "SELECT seq, position FROM events WHERE run = ? AND seq >= ? ORDER BY seq LIMIT 1"
+LAST_SEQ: Final = "SELECT last_seq FROM runs WHERE run = ?"
+EVENTS_AFTER: Final = f"""
+SELECT {_EVENT_COLUMNS} FROM events CROSS JOIN runs USING (run)
+WHERE uid = :uid AND events.position > :position AND events.position <= :until
+  AND (:namespace IS NULL OR namespace = :namespace) AND (:run_id IS NULL OR run_id = :run_id)
+  AND (:agent_id IS NULL OR agent_id = :agent_id) AND {_EVENT_WANTED}
+ORDER BY events.position LIMIT :limit
+"""  # noqa: S608
+TAIL: Final = f"""
+SELECT events.position FROM events CROSS JOIN runs USING (run)
+WHERE uid = :uid AND (:namespace IS NULL OR namespace = :namespace) AND (:run_id IS NULL OR run_id = :run_id)
+  AND (:agent_id IS NULL OR agent_id = :agent_id) AND {_EVENT_WANTED}
+ORDER BY events.position DESC LIMIT 1 OFFSET :skip
+"""  # noqa: S608
+TAIL_OF_RUN: Final = f"""
+SELECT events.position FROM events INDEXED BY events_by_run
+WHERE events.run = :run AND {_EVENT_WANTED} ORDER BY seq DESC LIMIT 1 OFFSET :skip
+"""  # noqa: S608
+
+# --- verifying ---
+
+COUNT_ALL_RUNS: Final = "SELECT count(*) FROM runs"
+RUN_NUMBERS: Final = "SELECT run FROM runs WHERE run > ? ORDER BY run LIMIT 1000"
+VERIFY_RUN: Final = f"SELECT {_HEAD_COLUMNS} FROM runs WHERE run = ?"  # noqa: S608
+VERIFY_EVENTS: Final = """
+SELECT position, seq, epoch, type, kind, key, writer, n, step_id, attempt, usage, time_us, received_us, data
+FROM events WHERE run = ? ORDER BY seq
+"""
+VERIFY_STEPS: Final = f"SELECT {_STEP_COLUMNS} FROM steps WHERE run = ?"  # noqa: S608
+VERIFY_USAGE: Final = f"SELECT step_id, attempt, provider, model, {_AMOUNTS} FROM usage WHERE run = ?"  # noqa: S608
+VERIFY_MARKS: Final = f"SELECT response_id, {_AMOUNTS} FROM usage_marks WHERE run = ?"  # noqa: S608
+VERIFY_WRITERS: Final = "SELECT writer, last_n FROM writers WHERE run = ?"
+VERIFY_KEYS: Final = "SELECT key, seq FROM keys WHERE run = ?"
+VERIFY_POSITION: Final = "SELECT (SELECT position FROM history), (SELECT max(position) FROM events)"
+ORPHANED_ROWS: Final = """
+SELECT 'events', count(*) FROM events WHERE run NOT IN (SELECT run FROM runs)
+UNION ALL SELECT 'steps', count(*) FROM steps WHERE run NOT IN (SELECT run FROM runs)
+UNION ALL SELECT 'usage', count(*) FROM usage WHERE run NOT IN (SELECT run FROM runs)
+UNION ALL SELECT 'writers', count(*) FROM writers WHERE run NOT IN (SELECT run FROM runs)
+UNION ALL SELECT 'keys', count(*) FROM keys WHERE run NOT IN (SELECT run FROM runs)
+"""
