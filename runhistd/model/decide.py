@@ -102,6 +102,8 @@ def _new_events(request: Append, last_n: int, stored: Mapping[str, StoredKey]) -
         if n is not None and n <= last_n:
             continue
         kind = kind_of(event, path)
+        if kind in DAEMON_KINDS:
+            raise NotAllowed(f"{path}.kind", f"only the daemon records {kind}")
         if event.key is not None:
             content = content_of(event, kind)
             known = stored.get(event.key)
@@ -136,8 +138,6 @@ def _check_status(head: Head, fresh: list[Accepted]) -> None:
     gate_answer_seq = head.gate_answer_seq
     for i, new in enumerate(fresh):
         path = f"events[{i}].kind"
-        if new.kind in DAEMON_KINDS:
-            raise NotAllowed(path, f"only the daemon records {new.kind}")
         if status in TERMINAL:
             if new.kind not in ("note", "artifact") or new.event.key is None:
                 raise RunClosed(status)

@@ -1,0 +1,141 @@
+-- The tables of a history, version 1. Times are microseconds since 1970, UTC. JSON is text.
+
+-- One row: which database this is, and the counters that only grow, whatever is deleted.
+CREATE TABLE history (
+  only INTEGER PRIMARY KEY CHECK (only = 1),
+  instance_id TEXT NOT NULL,
+  position INTEGER NOT NULL,
+  epoch INTEGER NOT NULL,
+  run INTEGER NOT NULL
+) STRICT;
+
+-- A run: its name, its lease, and what its events amount to. `run` numbers runs in the order in which they began.
+-- `ending` is run_id backwards, so that an index finds runs by how their names end.
+CREATE TABLE runs (
+  run INTEGER PRIMARY KEY,
+  uid INTEGER NOT NULL,
+  namespace TEXT NOT NULL,
+  run_id TEXT NOT NULL,
+  ending TEXT NOT NULL,
+  lease_key BLOB NOT NULL,
+  owner_pid INTEGER,
+  status TEXT NOT NULL,
+  workflow TEXT,
+  agent_id TEXT,
+  parent_run_id TEXT,
+  title TEXT,
+  current_step TEXT,
+  error TEXT,
+  gate_seq INTEGER,
+  gate_name TEXT,
+  gate_prompt TEXT,
+  gate_answer_seq INTEGER,
+  epoch INTEGER NOT NULL,
+  last_seq INTEGER NOT NULL,
+  checkpoint_seq INTEGER,
+  started_us INTEGER NOT NULL,
+  ended_us INTEGER,
+  created_us INTEGER NOT NULL,
+  updated_us INTEGER NOT NULL,
+  closed_us INTEGER,
+  input_tokens INTEGER NOT NULL,
+  output_tokens INTEGER NOT NULL,
+  cache_read_input_tokens INTEGER NOT NULL,
+  cache_creation_input_tokens INTEGER NOT NULL,
+  reasoning_output_tokens INTEGER NOT NULL,
+  cost_microcents INTEGER NOT NULL
+) STRICT;
+CREATE UNIQUE INDEX runs_by_name ON runs (uid, namespace, run_id);
+CREATE INDEX runs_by_beginning ON runs (uid, run_id);
+CREATE INDEX runs_by_ending ON runs (uid, ending);
+CREATE INDEX runs_by_status ON runs (uid, status, run);
+
+-- Parts of a run that may be large, kept apart so that an append does not rewrite them:
+-- definition, metadata, state, output.
+CREATE TABLE documents (
+  run INTEGER NOT NULL,
+  name TEXT NOT NULL,
+  document TEXT NOT NULL,
+  PRIMARY KEY (run, name)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE steps (
+  run INTEGER NOT NULL,
+  step_id TEXT NOT NULL,
+  attempt INTEGER NOT NULL,
+  name TEXT NOT NULL,
+  parent_step_id TEXT,
+  status TEXT NOT NULL,
+  error TEXT,
+  first_seq INTEGER NOT NULL,
+  started_us INTEGER,
+  ended_us INTEGER,
+  PRIMARY KEY (run, step_id, attempt)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX steps_by_order ON steps (run, first_seq);
+CREATE INDEX steps_open ON steps (run) WHERE status = 'running';
+
+-- What a step's attempt used of a model; '' and 0 stand for none.
+CREATE TABLE usage (
+  run INTEGER NOT NULL,
+  step_id TEXT NOT NULL,
+  attempt INTEGER NOT NULL,
+  provider TEXT NOT NULL,
+  model TEXT NOT NULL,
+  input_tokens INTEGER NOT NULL,
+  output_tokens INTEGER NOT NULL,
+  cache_read_input_tokens INTEGER NOT NULL,
+  cache_creation_input_tokens INTEGER NOT NULL,
+  reasoning_output_tokens INTEGER NOT NULL,
+  cost_microcents INTEGER NOT NULL,
+  PRIMARY KEY (run, step_id, attempt, provider, model)
+) STRICT, WITHOUT ROWID;
+
+-- The highest snapshot seen, by response_id; '' is the run's own.
+CREATE TABLE usage_marks (
+  run INTEGER NOT NULL,
+  response_id TEXT NOT NULL,
+  input_tokens INTEGER NOT NULL,
+  output_tokens INTEGER NOT NULL,
+  cache_read_input_tokens INTEGER NOT NULL,
+  cache_creation_input_tokens INTEGER NOT NULL,
+  reasoning_output_tokens INTEGER NOT NULL,
+  cost_microcents INTEGER NOT NULL,
+  PRIMARY KEY (run, response_id)
+) STRICT, WITHOUT ROWID;
+
+-- The log. `position` comes from the history's counter, so a deleted one is never given again.
+CREATE TABLE events (
+  position INTEGER PRIMARY KEY,
+  run INTEGER NOT NULL,
+  seq INTEGER NOT NULL,
+  epoch INTEGER NOT NULL,
+  type TEXT NOT NULL,
+  kind TEXT NOT NULL,
+  key TEXT,
+  writer BLOB,
+  n INTEGER,
+  step_id TEXT,
+  attempt INTEGER,
+  usage TEXT,
+  time_us INTEGER,
+  received_us INTEGER NOT NULL,
+  data TEXT NOT NULL
+) STRICT;
+CREATE UNIQUE INDEX events_by_run ON events (run, seq);
+
+-- How many events of a writer are stored.
+CREATE TABLE writers (
+  run INTEGER NOT NULL,
+  writer BLOB NOT NULL,
+  last_n INTEGER NOT NULL,
+  PRIMARY KEY (run, writer)
+) STRICT, WITHOUT ROWID;
+
+-- The events that have a key of the engine's own.
+CREATE TABLE keys (
+  run INTEGER NOT NULL,
+  key TEXT NOT NULL,
+  seq INTEGER NOT NULL,
+  PRIMARY KEY (run, key)
+) STRICT, WITHOUT ROWID;
