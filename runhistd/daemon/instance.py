@@ -119,12 +119,11 @@ class Instance:
         """
         for path in (self.lock_file, self.database, self._wal):
             found = inode_at(path)
-            if found != self._seen.get(path):
-                if path in self._seen or found is None:
-                    if path != self._wal or path in self._seen:
-                        raise InstanceLost(path)
-                else:
+            if path not in self._seen:
+                if found is not None:
                     self._seen[path] = found
+            elif found != self._seen[path]:
+                raise InstanceLost(path)
 
     def record_storage_fault(self, now_us: int) -> None:
         """Note that the daemon is about to end because the storage failed. A fault in doing so is only logged."""
@@ -195,7 +194,7 @@ def mount_id_in(fdinfo: str) -> str:
 
 
 def filesystem_in(mountinfo: str, mount_id: str) -> str:
-    """The file system type of a mount in the text of /proc/self/mountinfo: the first word behind " - " (proc_pid_mountinfo(5))."""
+    """The type of a mount's file system in the text of /proc/self/mountinfo (proc_pid_mountinfo(5)); "" when not there."""
     for line in mountinfo.splitlines():
         if line.split(" ", 1)[0] == mount_id:
             return line.partition(" - ")[2].split(" ")[0]

@@ -4,10 +4,10 @@ A socket is bound under another name in its directory and renamed into place, so
 find it, and so that a dead one of an earlier daemon is replaced without a moment in which none is there. That nobody else
 listens at the path is certain: whoever holds the state directory's lock is the only daemon of this user.
 
-`/run/user/UID` goes when the user logs out and comes back empty, and cleaners remove what they think is old. So the places
-are looked at again: at once when something changes in a directory that holds nothing but the socket, and every ten
-seconds anyway. The directory of the database is not watched, because every commit would wake us. The watching thread looks
-at its stop flag once a step, hence the step of a second: one wake-up a second, and a stop that takes so much longer.
+`/run/user/UID` goes when the user logs out and comes back empty, and cleaners remove what they think is old. So every two
+seconds a task looks whether what is at each path still is ours. Watching the directories was tried instead and is worse:
+the watching thread wakes once a second too, is blind while a directory is away, makes every stop a second longer, and
+beside the database it wakes at every commit.
 """
 
 from __future__ import annotations
@@ -21,9 +21,8 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import trio
-import watchfiles
 
-from runhist.paths import DATABASE_NAME, check_socket_path
+from runhist.paths import check_socket_path
 
 from .instance import inode_at
 
@@ -31,8 +30,7 @@ logger = logging.getLogger("runhistd.listen")
 
 BACKLOG = 128
 BINDING_NAME = ".binding"  # shorter than the socket's own name, so that it fits wherever that fits
-LOOK_AGAIN_S = 10.0
-WATCH_STEP_MS = 1000
+LOOK_AGAIN_S = 2.0
 
 
 class ListenFault(Exception):
@@ -100,13 +98,10 @@ class Endpoint(trio.abc.Listener[trio.SocketStream]):
 
 
 @contextlib.asynccontextmanager
-async def open_listeners(
-    paths: Sequence[Path], *, look_again_s: float = LOOK_AGAIN_S
-) -> AsyncIterator[Sequence[Endpoint]]:
+async def open_listeners(paths: Sequence[Path]) -> AsyncIterator[Sequence[Endpoint]]:
     """Listen at all the paths for the block, and bind again what vanishes. Raises ListenFault when none can be bound.
 
-    A path that cannot be bound now is logged and tried again. The database must be open already, since its directory is
-    known by it. An exception leaves the block inside an ExceptionGroup.
+    A path that cannot be bound now is logged and tried again. An exception leaves the block inside an ExceptionGroup.
     """
     endpoints = [Endpoint(path) for path in paths]
     for endpoint in endpoints:
@@ -114,58 +109,24 @@ async def open_listeners(
     if all(endpoint.fault for endpoint in endpoints):
         reasons = "".join(f"\n  {endpoint.path}: {endpoint.fault}" for endpoint in endpoints)
         raise ListenFault(f"no socket can be listened at:{reasons}")
-    stop = trio.Event()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(keep_bound, endpoints, look_again_s, stop)
+        nursery.start_soon(keep_bound, endpoints)
         try:
             yield endpoints
         finally:
-            stop.set()
             nursery.cancel_scope.cancel()
             with trio.CancelScope(shield=True):
                 for endpoint in endpoints:
                     await endpoint.aclose()
 
 
-async def keep_bound(endpoints: Sequence[Endpoint], look_again_s: float, stop: trio.Event) -> None:
-    """Bind again what is no longer there. To end it, set `stop` and cancel: the watching thread heeds only the first."""
+async def keep_bound(endpoints: Sequence[Endpoint]) -> None:
+    """Bind again what is no longer there, until cancelled."""
     while True:
-        await wait_for_change(watchable(endpoints), look_again_s, stop)
-        if stop.is_set():
-            return
+        await trio.sleep(LOOK_AGAIN_S)
         for endpoint in endpoints:
             if not endpoint.is_bound():
                 endpoint.bind()
-
-
-def watchable(endpoints: Sequence[Endpoint]) -> list[Path]:
-    """The directories that exist and in which nothing happens but to our socket."""
-    directories = {endpoint.path.parent for endpoint in endpoints}
-    return sorted(path for path in directories if path.is_dir() and not (path / DATABASE_NAME).exists())
-
-
-async def wait_for_change(directories: Sequence[Path], look_again_s: float, stop: trio.Event) -> None:
-    """Return when something changed in one of the directories, after `look_again_s`, or soon after `stop` was set."""
-    if not directories:
-        await trio.sleep(look_again_s)
-        return
-    changes = watchfiles.awatch(
-        *directories,
-        watch_filter=None,
-        debounce=WATCH_STEP_MS,
-        step=WATCH_STEP_MS,
-        stop_event=stop,
-        rust_timeout=int(look_again_s * 1000),
-        yield_on_timeout=True,
-        recursive=False,
-    )
-    try:
-        async with contextlib.aclosing(changes):
-            async for _ in changes:
-                return
-    except (OSError, RuntimeError) as error:  # the directory went, or the user has no watches left
-        logger.debug("cannot watch", extra={"fields": {"error": error}})
-        await trio.sleep(look_again_s)
 
 
 def bind_socket(path: Path) -> socket.socket:
