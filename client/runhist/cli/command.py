@@ -18,6 +18,7 @@ import subprocess
 import sys
 import termios
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, Callable, List, Mapping, NamedTuple, NoReturn, Optional, Sequence, Set, Tuple, Union
 
 from .signals import SignalSource
@@ -71,6 +72,8 @@ class Output(NamedTuple):
 class Plain:
     """The command as our own child, its output in two pipes."""
 
+    in_our_group = True  # the terminal's signals reach it without us
+
     def __init__(self, argv: Sequence[str], env: Mapping[str, str], signals: SignalSource) -> None:
         stdout, stdout_end = os.pipe()
         stderr, stderr_end = os.pipe()
@@ -111,6 +114,8 @@ class Plain:
 
 class OnTerminal:
     """The command on a pseudo-terminal, under a monitor. Its stdin is the terminal too, unless `stdin_inherited`."""
+
+    in_our_group = False
 
     def __init__(
         self,
@@ -196,7 +201,7 @@ def _monitor(
     reports: int,
     control: int,
 ) -> NoReturn:
-    """The life of the monitor, which only ever sees the descriptors that it needs."""
+    """The whole life of the monitor. It keeps only the descriptors that it needs, and none of the pseudo-terminal."""
     try:
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         _close_all_but({0, 1, 2, slave, reports, control})
@@ -208,11 +213,7 @@ def _monitor(
             os.tcsetpgrp(slave, os.getpid())
             restore_signals()
 
-        try:
-            child = _start(argv, env, prepare, stdin, stdout=slave, stderr=slave)
-        except NotStarted as error:
-            os.write(reports, _REPORT.pack(_NOT_STARTED, error.number, 0, 0, 0))
-            return
+        child = _start(argv, env, prepare, stdin, stdout=slave, stderr=slave)
         os.write(reports, _REPORT.pack(_STARTED, child.pid, 0, 0, 0))
         _close_all_but({reports, control})
         tag = _STOPPED
@@ -221,6 +222,8 @@ def _monitor(
             tag = _STOPPED if os.WIFSTOPPED(status) else _ENDED
             os.write(reports, _REPORT.pack(tag, status, *_figures(usage)))
         os.read(control, 1)
+    except NotStarted as error:
+        os.write(reports, _REPORT.pack(_NOT_STARTED, error.number, 0, 0, 0))
     finally:
         os._exit(0)
 
@@ -235,7 +238,7 @@ def _close(*fds: int) -> None:
 
 
 def _close_all_but(kept: Set[int]) -> None:
-    for name in os.listdir("/dev/fd"):
-        if int(name) not in kept:
+    for fd in [int(entry.name) for entry in Path("/dev/fd").iterdir()]:
+        if fd not in kept:
             with suppress(OSError):  # the listing's own descriptor
-                os.close(int(name))
+                os.close(fd)

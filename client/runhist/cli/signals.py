@@ -2,8 +2,8 @@
 
 Ctrl-C reaches every process of the terminal's foreground group, the command included; passing it on would make it arrive
 twice, and many programs take the second one as "die at once". A signal that somebody sent to this process alone must be
-passed on. Only the kernel tells the two apart, and on Linux only through a signalfd, which needs ctypes. Elsewhere a signal that a terminal can send is taken as the terminal's while this process is in the
-foreground group.
+passed on. Only the kernel tells the two apart: on Linux a signalfd, which needs ctypes, gives its word. Elsewhere a
+signal that a terminal can send is taken as the terminal's while this process is in the foreground group.
 """
 
 from __future__ import annotations
@@ -130,7 +130,10 @@ def _drain(fd: int) -> bytes:
 
 def _in_foreground() -> bool:
     try:
-        with open("/dev/tty", "rb", buffering=0) as terminal:
-            return os.tcgetpgrp(terminal.fileno()) == os.getpgrp()
+        terminal = os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY)
     except OSError:
         return False
+    try:
+        return os.tcgetpgrp(terminal) == os.getpgrp()
+    finally:
+        os.close(terminal)
