@@ -13,7 +13,7 @@ import json
 import math
 import operator
 import os
-from typing import Any, Dict, Mapping, Optional, Union
+from typing import TYPE_CHECKING, Any, Dict, Mapping, Union
 
 from .protocol.errors import RunhistError
 
@@ -22,14 +22,17 @@ MICROCENTS_PER_USD = 100_000_000
 MAX_LINE_CHARS = 1000  # of an error's one line; the rest is in its traceback
 MAX_TRACEBACK_CHARS = 64 * 1024
 
-Cost = Union[str, int, float, "decimal.Decimal"]
-UsageCounts = ("input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
-_COUNTS = (*UsageCounts, "reasoning_output_tokens", "cost_microcents")
-_WORDS = ("model", "provider", "response_id")
-
-TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import decimal
+    from decimal import Decimal
+
+Cost = Union[str, int, float, "Decimal"]
+_COUNTS = frozenset(
+    {
+        *("input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens"),
+        *("reasoning_output_tokens", "cost_microcents"),
+    }
+)
+_WORDS = frozenset({"model", "provider", "response_id"})
 
 
 class Unencodable(RunhistError, ValueError):
@@ -45,9 +48,9 @@ def encode(members: Mapping[str, Any]) -> bytes:
     """Compact UTF-8 JSON. Raises Unencodable."""
     try:
         encoded = _ENCODER.encode(members).encode("utf-8")
-    except (ValueError, TypeError, RecursionError) as error:
-        _find_fault(members)
-        raise Unencodable("the event", f"is not JSON: {error}") from error
+    except Exception as error:
+        _name_fault(members)
+        raise Unencodable("the event", f"is not JSON: {error!r}") from error
     openers = encoded.count(b"{") + encoded.count(b"[")  # a cheap upper bound of the depth
     if openers > MAX_DEPTH or b"\\u0000" in encoded:
         _find_fault(members)
@@ -79,6 +82,8 @@ def microcents(cost_usd: Cost) -> int:
 def usage_members(usage: Mapping[str, Any]) -> Dict[str, Any]:
     """The wire's Usage from an engine's figures, `cost_usd` included; None stands for unknown. Raises Unencodable."""
     members: Dict[str, Any] = {}
+    if not isinstance(usage, Mapping):
+        raise Unencodable("usage", f"is no mapping but {type(usage).__name__}")
     for name, value in usage.items():
         if value is None:
             continue
@@ -97,7 +102,11 @@ def usage_members(usage: Mapping[str, Any]) -> Dict[str, Any]:
 
 def plain_text(text: str) -> str:
     """Text that can be recorded: lone surrogates and U+0000 become U+FFFD."""
-    return text.encode("utf-8", "replace_lone").decode("utf-8").replace("\0", "\ufffd")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text.replace("\0", "\ufffd")
 
 
 def text_members(text: Union[str, bytes]) -> Dict[str, Any]:
@@ -183,6 +192,15 @@ def _convert(value: Any) -> Any:
 _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_convert)
 
 
+def _name_fault(members: Mapping[str, Any]) -> None:
+    try:
+        _find_fault(members)
+    except Unencodable:
+        raise
+    except Exception:  # noqa: BLE001 - as in encode, which then says it without the field
+        return
+
+
 def _find_fault(value: Any, path: str = "", depth: int = 0) -> None:
     """Raise Unencodable for the first thing that does not fit; return when everything does."""
     if depth > MAX_DEPTH:
@@ -210,12 +228,6 @@ def _find_fault(value: Any, path: str = "", depth: int = 0) -> None:
         _find_fault(converted, path, depth + 1)
 
 
-def _replace_lone(error: UnicodeError) -> Any:
-    if not isinstance(error, UnicodeEncodeError):
-        raise error
-    return "\ufffd" * (error.end - error.start), error.end
-
-
-def optional(**members: Optional[Any]) -> Dict[str, Any]:
+def present(**members: Any) -> Dict[str, Any]:
     """The members that are not None."""
     return {name: value for name, value in members.items() if value is not None}

@@ -1,0 +1,256 @@
+"""The one connection that a history records through, shared by its runs and threads; there is no hidden thread.
+
+Theory of operation. `pump` does what can be done now without waiting: connect if a try is due, take the receipts that
+are there, send what the socket takes. Every recording call pumps once; the few that wait (`wait`) pump and sleep in poll
+by turns. While one thread sleeps there, it alone reads from the socket, so that no other takes the reply it sleeps for;
+threads that wait too sleep on the condition, and are woken whenever the reader has read.
+
+Losing the connection is harmless: everything unacknowledged is sent again, and the daemon stores what it has not. So
+whatever leaves the connection in doubt, an interrupt in the middle of a pump included, throws it away. New tries
+come at later calls, further and further apart. A daemon that has no room or is stopping is treated alike.
+
+When a wait has run out, the following ones are short until the daemon answers again: an engine that begins many runs
+while the daemon is away is held up once and not each time.
+
+After fork() the child must not write between the parent's bytes. Its copy of the link is closed at once and for good,
+which closes the child's descriptor only; the parent goes on.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+import time
+import weakref
+from collections import deque
+from pathlib import Path
+from select import POLLIN, POLLOUT
+from typing import Callable, Deque, Dict, Optional, Tuple
+
+from .connection import Connection, Unreachable
+from .outbox import Flight, Outbox
+from .paths import SocketChoice
+from .protocol.errors import Damaged, Refusal, RunhistError, ShuttingDown, StorageFull
+from .protocol.machine import MAX_FRAME_BYTES, Reply
+
+SEND_AHEAD_BYTES = 64 * 1024  # what is handed to a full socket; the rest waits and is coalesced
+FIRST_PAUSE_S = 0.05
+LONGEST_PAUSE_S = 2.0
+IMPATIENT_S = 0.25  # ample for a healthy daemon to answer
+
+_PASSING = (StorageFull, Damaged, ShuttingDown)  # refusals that say nothing against the call: try again later
+
+
+class Link:
+    """See the module. `lock` guards the link, its outboxes and everything of their runs that changes."""
+
+    def __init__(self, choice: SocketChoice, window: int, window_bytes: int) -> None:
+        self.choice = choice
+        self.lock = threading.Condition()
+        self.forked = False
+        self._trouble: Optional[RunhistError] = None
+        self._window = window
+        self._window_bytes = window_bytes
+        self._frame_bytes = MAX_FRAME_BYTES
+        self._connection: Optional[Connection] = None
+        self._flights: Deque[Optional[Flight]] = deque()  # None is Describe
+        self._outboxes: Dict[Outbox, None] = {}  # those with something to send or to hear, oldest first
+        self._pumping = False
+        self._reader_sleeps = False
+        self._failures = 0
+        self._retry_at = 0.0
+        self._gave_up = False
+        self._congested = False  # the window was full for as long as an event may wait
+        _links.add(self)
+
+    # With the lock held
+
+    def has_room(self, size: int) -> bool:
+        """Whether an event of `size` bytes fits into the window; one alone always does."""
+        events = sum(outbox.held_events for outbox in self._outboxes)
+        held = sum(outbox.held_bytes for outbox in self._outboxes)
+        return events == 0 or (events < self._window and held + size <= self._window_bytes)
+
+    def take(self, outbox: Outbox) -> None:
+        """There is something new in `outbox`; send it if that is possible at once."""
+        self._outboxes[outbox] = None
+        self.pump()
+
+    def discard(self, outbox: Outbox) -> None:
+        """Forget what the outbox still holds."""
+        outbox.rewind()
+        self._outboxes.pop(outbox, None)
+
+    def pump(self) -> None:
+        """Do what can be done now. Never waits, never raises but what interrupts it."""
+        if self._pumping or self.forked:
+            return  # a signal handler records in the middle of a pump; what it added goes with the next one
+        self._pumping = True
+        try:
+            self._connect_if_due()
+            if self._connection is not None:
+                if not self._reader_sleeps:
+                    self._receive(self._connection)
+                self._send(self._connection)
+        except (Unreachable, *_PASSING) as trouble:
+            self._lose(trouble)
+        except BaseException:
+            self._lose(None)
+            raise
+        finally:
+            self._pumping = False
+
+    def why_not(self) -> RunhistError:
+        """Why what was handed over is not stored yet."""
+        return self._trouble or Unreachable("timeout", self.choice.sockets, self.choice.why)
+
+    def close(self) -> None:
+        """Close the connection. What is unacknowledged is sent again when the link is used again."""
+        self._lose(None)
+        self._retry_at = 0.0
+
+    def interest(self) -> Tuple[Optional[int], int, Optional[float]]:
+        """For a caller with a poll of its own: a descriptor, its events, and in how many seconds to pump regardless."""
+        if self._connection is not None:
+            return self._connection.fileno(), POLLIN | (POLLOUT if self._connection.unsent_bytes else 0), None
+        return None, 0, max(0.0, self._retry_at - time.monotonic()) if self._outboxes else None
+
+    @property
+    def socket_path(self) -> Optional[Path]:
+        """The socket that answered; None while there is no connection."""
+        return None if self._connection is None else self._connection.socket_path
+
+    # Without the lock
+
+    def wait(self, done: Callable[[], bool], seconds: float, *, patient: bool = False) -> bool:
+        """Pump until `done()`, at most `seconds`; less after a wait that ran out, unless `patient`. False: not done."""
+        with self.lock:
+            if self._gave_up and not patient:
+                seconds = min(seconds, IMPATIENT_S)
+                self._retry_at = 0.0
+            end = time.monotonic() + seconds
+            while True:
+                self.pump()
+                if done() or self.forked:
+                    return not self.forked
+                remaining = end - time.monotonic()
+                if remaining <= 0:
+                    self._gave_up = True
+                    return False
+                self._sleep(remaining)
+
+    def make_room(self, size: int, seconds: float) -> bool:
+        """Wait until an event of `size` bytes fits into the window. Once that was in vain, it only looks until it fits.
+
+        Several threads may pass at the same time, so the window can be passed by one event for each.
+        """
+        with self.lock:
+            if not self.has_room(size):
+                self.pump()
+            room = self.has_room(size)
+            if room or self._congested:
+                self._congested = not room
+                return room
+        room = self.wait(lambda: self.has_room(size), seconds)
+        with self.lock:
+            self._congested = not room
+        return room
+
+    def _sleep(self, seconds: float) -> None:
+        """Release the lock and sleep until something may have changed."""
+        if self._connection is None:
+            self.lock.wait(min(seconds, max(0.001, self._retry_at - time.monotonic())))
+            return
+        if self._reader_sleeps:
+            self.lock.wait(seconds)
+            return
+        connection = self._connection
+        self._reader_sleeps = True
+        self.lock.release()
+        try:
+            connection.wait(seconds)
+        except (Unreachable, OSError):
+            pass  # closed meanwhile; the next pump sees to it
+        finally:
+            self.lock.acquire()
+            self._reader_sleeps = False
+            self.lock.notify_all()
+
+    # Parts of a pump
+
+    def _connect_if_due(self) -> None:
+        if self._connection is None and self._outboxes and time.monotonic() >= self._retry_at:
+            self._connection = Connection.open(self.choice, timeout=0)
+            self._flights.append(None)
+            self._connection.send("Describe", {})
+
+    def _receive(self, connection: Connection) -> None:
+        for reply in connection.receive():
+            flight = self._flights.popleft()
+            if reply.error is not None:
+                self._take_error(connection, flight, reply)
+                continue
+            try:
+                if flight is None:
+                    self._frame_bytes = reply.parameters["limits"]["frame_bytes"]
+                    continue
+                flight.outbox.arrive(flight, reply.parameters)
+            except (KeyError, TypeError) as error:
+                raise connection.unreachable("not_a_history", f"a reply lacks {error}") from error
+            self._failures = 0
+            self._gave_up = False
+            self._trouble = None
+        for outbox in [outbox for outbox in self._outboxes if outbox.settled]:
+            del self._outboxes[outbox]
+
+    def _take_error(self, connection: Connection, flight: Optional[Flight], reply: Reply) -> None:
+        error = connection.refusal(reply)
+        if not isinstance(error, Refusal) or isinstance(error, _PASSING):
+            raise error
+        if flight is not None:
+            flight.outbox.refuse(flight, error)
+
+    def _send(self, connection: Connection) -> None:
+        for outbox in list(self._outboxes):
+            while connection.unsent_bytes < SEND_AHEAD_BYTES:
+                departure = outbox.depart(self._frame_bytes)
+                if departure is None:
+                    break
+                self._flights.append(departure.flight)
+                connection.send(departure.method, departure.parameters)
+                connection.push()
+        connection.push()
+
+    def _lose(self, trouble: Optional[RunhistError]) -> None:
+        """Throw the connection away, and say when to try again."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+        self._flights.clear()
+        for outbox in self._outboxes:
+            outbox.rewind()
+        if trouble is not None:
+            self._trouble = trouble
+            pause = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** min(self._failures, 10))
+            self._failures += 1
+            self._retry_at = time.monotonic() + pause * random.uniform(0.5, 1.0)
+        self.lock.notify_all()
+
+    def abandon(self) -> None:
+        """In the child after fork(): close our copy of the descriptor, and never record again."""
+        self.forked = True
+        self.lock = threading.Condition()  # another thread of the parent may have held the old one for ever
+        if self._connection is not None:
+            self._connection.close()
+
+
+_links: weakref.WeakSet[Link] = weakref.WeakSet()
+
+
+def _abandon_all() -> None:
+    for link in list(_links):
+        link.abandon()
+
+
+os.register_at_fork(after_in_child=_abandon_all)

@@ -1,0 +1,245 @@
+"""Reading a history: runs, steps, usage, events, and following what is recorded from now on.
+
+Reading uses connections of its own, because a stream occupies its connection and must not hold up recording. Unlike
+recording it raises: Unreachable when there is no daemon, a Refusal such as NoSuchRun otherwise. Followers reconnect by
+their cursor, so that a restart of the daemon neither loses nor repeats an event.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Union
+
+from .connection import Connection, Unreachable
+from .encoding import present
+from .paths import SocketChoice
+from .protocol.errors import NoSuchRun, ShuttingDown
+from .records import TERMINAL_KINDS, Cursor, Event, RunRecord, StepRecord, Usage, UsageRow, UsageTotals
+
+READ_TIMEOUT_S = 30.0
+PAGE = 100
+FIRST_PAUSE_S = 0.05
+LONGEST_PAUSE_S = 2.0
+_LASTING = frozenset({"not_permitted", "not_a_history", "path_too_long"})  # reasons that waiting does not mend
+
+
+class Reader:
+    """Asks the daemon that `choice` names; with None recording is off, and there is nothing to read."""
+
+    def __init__(self, choice: Optional[SocketChoice]) -> None:
+        self._choice = choice
+
+    @property
+    def off(self) -> bool:
+        """Whether there is nothing to read."""
+        return self._choice is None
+
+    def connect(self) -> Connection:
+        """A new connection. Raises Unreachable."""
+        return Connection.open(self._choice, timeout=READ_TIMEOUT_S)
+
+    def call(self, method: str, parameters: Mapping[str, Any]) -> Dict[str, Any]:
+        """One call on a connection of its own."""
+        with self.connect() as connection:
+            return connection.call(method, parameters, timeout=READ_TIMEOUT_S)
+
+    def pages(self, method: str, parameters: Mapping[str, Any], limit: Optional[int] = None) -> Iterator[Dict[str, Any]]:
+        """The replies of a method that gives `next_page`; `limit` is the most items of one page."""
+        page = None
+        with self.connect() as connection:
+            while True:
+                request = {**parameters, **present(page=page, limit=limit)}
+                reply = connection.call(method, request, timeout=READ_TIMEOUT_S)
+                yield reply
+                page = reply.get("next_page")
+                if page is None:
+                    return
+
+    def list_runs(self, filters: Mapping[str, Any], limit: Optional[int]) -> Iterator[RunRecord]:
+        """Runs that match, newest first, at most `limit`."""
+        if self.off:
+            return
+        left = limit
+        for reply in self.pages("ListRuns", filters, PAGE if limit is None else min(limit, PAGE)):
+            for run in reply["runs"]:
+                if left is not None:
+                    if left == 0:
+                        return
+                    left -= 1
+                yield RunRecord.from_wire(run)
+            if left == 0:
+                return
+
+
+class RunReader:
+    """One run as it is stored, whoever records it."""
+
+    def __init__(self, reader: Reader, namespace: Optional[str], run_id: str) -> None:
+        self.namespace = namespace
+        self.run_id = run_id
+        self._reader = reader
+
+    def get(self) -> RunRecord:
+        """The run as it stands. Raises NoSuchRun, also where recording is off."""
+        if self._reader.off:
+            raise NoSuchRun(namespace=self.namespace or "default", run_id=self.run_id)
+        reply = self._reader.call("GetRun", self._name())
+        return RunRecord.from_wire(reply["run"], reply["detail"])
+
+    def steps(self) -> List[StepRecord]:
+        """Every attempt of every step, in the order in which they began."""
+        return [StepRecord.from_wire(step) for reply in self._pages("GetSteps") for step in reply["steps"]]
+
+    def usage(self) -> Usage:
+        """Tokens and cost, in total and by step attempt and model."""
+        total = UsageTotals()
+        rows: List[UsageRow] = []
+        for reply in self._pages("GetUsage"):
+            total = UsageTotals.from_wire(reply["total"])
+            rows += [UsageRow.from_wire(row) for row in reply["rows"]]
+        return Usage(total, tuple(rows))
+
+    def events(
+        self,
+        *,
+        follow: bool = False,
+        after_seq: int = 0,
+        types: Optional[Sequence[str]] = None,
+        kinds: Optional[Sequence[str]] = None,
+    ) -> Iterator[Event]:
+        """The run's events in order of seq, behind `after_seq`; `types` and `kinds` restrict them.
+
+        With `follow` it waits for further ones, outlives a restart of the daemon, and ends with the run.
+        """
+        if self._reader.off:
+            return iter(())
+        filters = {**self._name(), **present(types=_as_list(types), kinds=_as_list(kinds))}
+        return self._follow(filters, after_seq) if follow else self._stored(filters, after_seq)
+
+    def _stored(self, filters: Mapping[str, Any], after_seq: int) -> Iterator[Event]:
+        next_seq: Optional[int] = after_seq
+        with self._reader.connect() as connection:
+            while next_seq is not None:
+                request = {**filters, "after_seq": next_seq, "limit": PAGE}
+                reply = connection.call("GetEvents", request, timeout=READ_TIMEOUT_S)
+                yield from map(Event.from_wire, reply["events"])
+                next_seq = reply.get("next_after_seq")
+
+    def _follow(self, filters: Mapping[str, Any], after_seq: int) -> Iterator[Event]:
+        if self.get().ended:
+            yield from self._stored(filters, after_seq)
+            return
+        # The filter is applied here, because the run's end must be seen although the filter may leave it out.
+        types, kinds = filters.get("types"), filters.get("kinds")
+        run = {"namespace": self.namespace or "default", "run_id": self.run_id}
+        with Follower(self._reader, Cursor(None, self._position(after_seq)), run) as follower:
+            for event in follower:
+                wanted = (types is None or event.type in types) and (kinds is None or event.kind in kinds)
+                if wanted and event.seq > after_seq:
+                    yield event
+                if event.kind in TERMINAL_KINDS:
+                    return
+
+    def _position(self, seq: int) -> int:
+        """A position at which to begin in order to see everything behind `seq`."""
+        if seq == 0:
+            return 0
+        reply = self._reader.call("GetEvents", {**self._name(), "after_seq": seq - 1, "limit": 1})
+        return next((event["position"] for event in reply["events"] if event["seq"] == seq), 0)
+
+    def _pages(self, method: str) -> Iterator[Dict[str, Any]]:
+        return iter(()) if self._reader.off else self._reader.pages(method, self._name())
+
+    def _name(self) -> Dict[str, Any]:
+        return present(namespace=self.namespace, run_id=self.run_id)
+
+
+class Follower(Iterator[Event]):
+    """Yields events as they are committed, each once and in order of position, and never ends by itself.
+
+    A lost connection is made again, with growing pauses, and continues behind `cursor`: the last event that was given
+    out, or further where later ones did not match. Raises PositionExpired when the history is another one than before.
+    A follower is for one thread; close it, or leave its block, to end it.
+    """
+
+    def __init__(
+        self, reader: Reader, cursor: Optional[Cursor], filters: Mapping[str, Any], tail: Optional[int] = None
+    ) -> None:
+        self.cursor = cursor
+        self._filters = filters
+        self._tail = tail
+        self._reader = reader
+        self._failures = 0
+        self._connection: Optional[Connection] = None
+        self._replies: Iterator[Dict[str, Any]] = iter(())
+        self._events: Iterator[Event] = iter(())
+        self._next_cursor = cursor
+        self.closed = reader.off
+        if not self.closed:
+            self._connect()
+
+    def __enter__(self) -> Follower:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the stream; `next` then ends too."""
+        self.closed = True
+        if self._connection is not None:
+            self._connection.close()
+
+    def __next__(self) -> Event:
+        while not self.closed:
+            for event in self._events:
+                self.cursor = Cursor(self._next_cursor and self._next_cursor.instance_id, event.position)
+                return event
+            self.cursor = self._next_cursor
+            try:
+                self._read()
+            except ShuttingDown:
+                self._pause()
+            except Unreachable as error:
+                if error.reason in _LASTING:
+                    raise
+                self._pause()
+        raise StopIteration
+
+    def _read(self) -> None:
+        """Take the next reply, on a new connection if there is none."""
+        if self._connection is None or self._connection.closed:
+            self._connect()
+        for reply in self._replies:
+            self._failures = 0
+            self._tail = None
+            self._next_cursor = Cursor(reply["cursor"].get("instance_id"), reply["cursor"]["position"])
+            items = [item["event"] for item in reply["items"] if item.get("event") is not None]
+            self._events = map(Event.from_wire, items)
+            return
+        self._connection = None  # a stream that ends without an error; begin it again
+
+    def _connect(self) -> None:
+        connection = self._connection = self._reader.connect()
+        if self.cursor is None and self._tail is None:
+            # "From now" must mean this moment even if the first event comes after a lost connection.
+            now = connection.call("GetStatus", {}, timeout=READ_TIMEOUT_S)
+            self.cursor = self._next_cursor = Cursor(now["instance_id"], now["position"])
+        cursor = None if self.cursor is None else present(**self.cursor._asdict())
+        self._replies = connection.stream("Follow", {**self._filters, **present(cursor=cursor, tail=self._tail)})
+
+    def _pause(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+        time.sleep(min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** min(self._failures, 10)) * random.uniform(0.5, 1.0))
+        self._failures += 1
+
+
+def follow_from(cursor: Union[int, Cursor, None]) -> Optional[Cursor]:
+    """The cursor that `follow` means: a bare number is a position in whichever history answers."""
+    return Cursor(None, cursor) if isinstance(cursor, int) else cursor
+
+
+def _as_list(names: Optional[Sequence[str]]) -> Optional[List[str]]:
+    return None if names is None else list(names)

@@ -1,0 +1,175 @@
+"""What is read back, and what an append became: plain named tuples with the member names of the wire.
+
+Members that this version does not know are left out, and may be added by later ones at the end, so take them by name.
+Times are microseconds since 1970, UTC; costs are microcents, of which 1 USD has 100,000,000.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Dict, Mapping, NamedTuple, Optional, Tuple
+
+TERMINAL_STATUSES = frozenset({"completed", "failed", "cancelled"})
+TERMINAL_KINDS = frozenset({"run.completed", "run.failed", "run.cancelled"})
+
+
+class Receipt(NamedTuple):
+    """What became of the events that a run handle took since the last flush (at first: since it began).
+
+    `durable` is "committed" when every one of them is on disk, and otherwise "off": some wait still, or are lost
+    (`faults` counts those). `stored` were new to the daemon, `duplicates` it had already. `last_seq` and `position` are
+    those of the newest event whose receipt came; None before the first.
+    """
+
+    durable: str
+    stored: int = 0
+    duplicates: int = 0
+    last_seq: Optional[int] = None
+    position: Optional[int] = None
+    faults: int = 0
+
+
+class Cursor(NamedTuple):
+    """Up to where a follower has looked. instance_id names the history; None is whichever one answers."""
+
+    instance_id: Optional[str]
+    position: int
+
+
+class UsageTotals(NamedTuple):
+    """Tokens and cost."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cache_read_input_tokens: int = 0
+    cache_creation_input_tokens: int = 0
+    reasoning_output_tokens: int = 0
+    cost_microcents: int = 0
+
+    @classmethod
+    def from_wire(cls, members: Mapping[str, Any]) -> UsageTotals:
+        """From the wire's UsageTotals."""
+        return cls(**_known(cls, members))
+
+
+class UsageRow(NamedTuple):
+    """What one step attempt used of one model; None where the engine did not say."""
+
+    usage: UsageTotals
+    step_id: Optional[str] = None
+    attempt: Optional[int] = None
+    provider: Optional[str] = None
+    model: Optional[str] = None
+
+    @classmethod
+    def from_wire(cls, members: Mapping[str, Any]) -> UsageRow:
+        """From the wire's UsageRow."""
+        return cls(**{**_known(cls, members), "usage": UsageTotals.from_wire(members["usage"])})
+
+
+class Usage(NamedTuple):
+    """A run's tokens and cost; `rows` add up to `total`."""
+
+    total: UsageTotals
+    rows: Tuple[UsageRow, ...]
+
+
+class Gate(NamedTuple):
+    """What somebody must answer before a paused run can go on."""
+
+    gate_seq: int
+    name: Optional[str] = None
+    prompt: Optional[str] = None
+    answered: bool = False
+
+
+class Event(NamedTuple):
+    """A stored event. `seq` is its place in its run, `position` in the whole history; `usage` is as it was sent."""
+
+    position: int
+    namespace: str
+    run_id: str
+    seq: int
+    epoch: int
+    type: str
+    kind: str
+    received_us: int
+    data: Dict[str, Any]
+    key: Optional[str] = None
+    writer: Optional[str] = None
+    n: Optional[int] = None
+    step_id: Optional[str] = None
+    attempt: Optional[int] = None
+    usage: Optional[Dict[str, Any]] = None
+    time_us: Optional[int] = None
+
+    @classmethod
+    def from_wire(cls, members: Mapping[str, Any]) -> Event:
+        """From the wire's StoredEvent."""
+        return cls(**_known(cls, members))
+
+
+class RunRecord(NamedTuple):
+    """What a run's events amount to. The last five members are only there when one run is read, not in lists."""
+
+    namespace: str
+    run_id: str
+    short_id: str
+    status: str
+    epoch: int
+    last_seq: int
+    started_us: int
+    created_us: int
+    updated_us: int
+    usage: UsageTotals
+    workflow: Optional[str] = None
+    agent_id: Optional[str] = None
+    parent_run_id: Optional[str] = None
+    title: Optional[str] = None
+    current_step: Optional[str] = None
+    error: Optional[str] = None
+    gate: Optional[Gate] = None
+    owner_pid: Optional[int] = None
+    ended_us: Optional[int] = None
+    closed_us: Optional[int] = None
+    definition: Optional[Dict[str, Any]] = None
+    metadata: Optional[Dict[str, Any]] = None
+    state: Optional[Dict[str, Any]] = None
+    output: Optional[Dict[str, Any]] = None
+    checkpoint_seq: Optional[int] = None
+
+    @classmethod
+    def from_wire(cls, run: Mapping[str, Any], detail: Optional[Mapping[str, Any]] = None) -> RunRecord:
+        """From the wire's Run, and its RunDetail if that was asked for."""
+        gate = run.get("gate")
+        members = {**_known(cls, run), **_known(cls, detail or {})}
+        members["usage"] = UsageTotals.from_wire(run["usage"])
+        members["gate"] = None if gate is None else Gate(**_known(Gate, gate))
+        return cls(**members)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the run has come to its end: completed, failed or cancelled."""
+        return self.status in TERMINAL_STATUSES
+
+
+class StepRecord(NamedTuple):
+    """One attempt of a step: running, completed, failed, skipped or unfinished."""
+
+    step_id: str
+    attempt: int
+    name: str
+    status: str
+    first_seq: int
+    parent_step_id: Optional[str] = None
+    error: Optional[str] = None
+    started_us: Optional[int] = None
+    ended_us: Optional[int] = None
+
+    @classmethod
+    def from_wire(cls, members: Mapping[str, Any]) -> StepRecord:
+        """From the wire's Step."""
+        return cls(**_known(cls, members))
+
+
+def _known(cls: Any, members: Mapping[str, Any]) -> Dict[str, Any]:
+    return {name: members[name] for name in cls._fields if name in members}
