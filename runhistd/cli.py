@@ -1,51 +1,73 @@
 """The command line of the daemon: `serve`, `verify`, `demo`.
 
-Exit codes: 0 done, 1 it failed (or `verify` found a difference), 2 the command line or the configuration is wrong. What a
-user can mend is one line on stderr with the next step; a traceback means a bug. The parts are imported when their command
-runs, because `--help` and `verify` need no event loop.
+Exit codes: 0 done, 1 it failed (or `verify` found a difference), 2 the command line or the settings are wrong. What a user
+can mend is said on stderr with the next step; a traceback means a bug. The parts are imported when their command runs,
+because `--version` and `verify` need no event loop.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import runhistd
 from runhist import paths
 
+if TYPE_CHECKING:
+    from runhistd.config import Config
+    from runhistd.store.verify import Difference, Verdict
+
 DESCRIPTION = """\
 runhistd keeps one durable, shared history of every agent and workflow run on this machine.
 
-Engines write into it and people read it through a Unix socket, with the command `runhist` or the
-Python package of that name. One daemon serves one user; it starts with an empty history."""
+Engines write into it and people read it through a Unix socket, with the command `runhist` or the Python
+package of that name. One daemon serves one user. New here? `runhistd demo` shows it on real work."""
 
 SERVE = """\
-Serves until SIGTERM or SIGINT (Ctrl-C), then stops gracefully: everything that was acknowledged
-is on disk, whatever ends it. A second signal ends it at once. Log lines go to stderr.
+Serves until SIGTERM or SIGINT (Ctrl-C), then stops gracefully; a second signal ends it at once.
+Whatever ends it, what was acknowledged is on the disk. Log lines go to stderr.
 
 files:
-  state      {state}
-  socket     {sockets}
-  settings   {config}
+  state     {state}
+  sockets   {sockets}
+  settings  {config}
 
 environment:
-  RUNHIST_STATE_DIR   another state directory, a history of its own: clients must be given the same
-  RUNHIST_CONFIG      another settings file
+  RUNHIST_STATE_DIR  another state directory, a history of its own; clients must be given the same
+  RUNHIST_CONFIG     another settings file
 
-settings (TOML; what is left out keeps its default):
+settings (TOML; what is left out keeps its default, which is shown):
 {settings}"""
 
 VERIFY = """\
-Reads every run's events again, computes what they amount to, and compares that with what the history
-says of the run; then SQLite checks the file itself. Works beside a running daemon and changes nothing.
+Reads every run's events again, computes what they amount to, compares that with what the history says of
+the run, and lets SQLite check the file itself. Works beside a running daemon and changes nothing.
 
-exit status: 0 all agrees, 1 something differs (each difference is printed) or the file cannot be read."""
+exit status: 0 all agrees, 1 something differs or the history cannot be read."""
 
 DEMO = """\
 Starts a private daemon in a temporary directory, lets four engines do real work on this machine at the
 same time while they record it, and shows what the history knows afterwards. Touches nothing else."""
+
+PROGRESS_S = 0.2  # between two updates of the progress line
+
+
+class CommandParser(argparse.ArgumentParser):
+    """A command's parser, whose help may end with text that is only made when somebody reads it."""
+
+    def __init__(self, *, ending: str | Callable[[], str] = "", **options: object) -> None:
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)  # type: ignore[arg-type]
+        self.ending = ending
+
+    def format_help(self) -> str:
+        """The help with its ending."""
+        self.epilog = self.ending if isinstance(self.ending, str) else self.ending()
+        return super().format_help()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -60,67 +82,150 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return run(chosen)
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
-        sys.stderr.close()  # or the interpreter complains about the pipe at its end
-        return 1
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The commands with their help."""
-    parser = argparse.ArgumentParser(
-        prog="runhistd", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(prog="runhistd", description=DESCRIPTION)
     parser.add_argument("--version", action="version", version=f"runhistd {runhistd.__version__}")
     parser.set_defaults(run=None)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
 
-    def add(name: str, run: Callable[[argparse.Namespace], int], summary: str, text: str) -> argparse.ArgumentParser:
-        command = commands.add_parser(
-            name,
-            help=summary,
-            description=f"{summary[0].upper()}{summary[1:]}.",
-            epilog=text,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        command.set_defaults(run=run)
-        return command
+    summary = "serve the history of this user"
+    command = commands.add_parser("serve", help=summary, description=f"{summary}.".capitalize(), ending=serve_text)
+    command.add_argument("--config", metavar="FILE", type=Path, help="read the settings from FILE, which must exist")
+    command.set_defaults(run=run_serve)
 
-    serving = add("serve", run_serve, "serve the history of this user", serve_text())
-    serving.add_argument("--config", metavar="FILE", type=Path, help="read the settings from FILE, which must exist")
-    verifying = add("verify", run_verify, "check that the history agrees with its events", VERIFY)
-    verifying.add_argument("--json", action="store_true", help="print one JSON object a difference, then the totals")
-    add("demo", run_demo, "show in a minute what this is, on real work", DEMO)
+    summary = "check that the history agrees with its events"
+    command = commands.add_parser("verify", help=summary, description=f"{summary}.".capitalize(), ending=VERIFY)
+    command.add_argument("--json", action="store_true", help="print one object a difference, then one with the totals")
+    command.set_defaults(run=run_verify)
+
+    summary = "show in a minute what this is, on real work"
+    command = commands.add_parser("demo", help=summary, description=f"{summary}.".capitalize(), ending=DEMO)
+    command.set_defaults(run=run_demo)
     return parser
 
 
 def serve_text() -> str:
-    """The help of `serve` with this user's own paths and the defaults."""
+    """The end of the help of `serve`, with this user's own paths and the defaults."""
     from runhistd.config import describe
 
     return SERVE.format(
         state=paths.state_dir(),
-        sockets="\n             ".join(map(str, paths.user_sockets())),
+        sockets="\n            ".join(map(str, paths.user_sockets())),
         config=paths.config_file(),
         settings=describe(),
-    ).replace("%", "%%")
+    )
 
 
 def run_serve(chosen: argparse.Namespace) -> int:
     """Serve until a signal."""
     from runhistd import config
-    from runhistd.daemon import instance, listen, log, process
+    from runhistd.daemon import log
 
     try:
         settings = config.load(chosen.config or paths.config_file(), required=chosen.config is not None)
     except config.ConfigFaults as faults:
         return complain(str(faults), 2)
     log.configure(settings.log_level)
+    return serve_directory(paths.state_dir(), settings)
+
+
+def serve_directory(state_dir: Path, settings: Config) -> int:
+    """Hold the directory and serve it; what an operator can mend becomes a sentence."""
+    from runhistd.daemon import signals
+    from runhistd.daemon.instance import Instance, InstanceFault
+    from runhistd.daemon.listen import ListenFault
+    from runhistd.store.database import DamagedDatabase, NewerSchema, StorageFault
+
+    status = 0
     try:
-        with instance.Instance.take(paths.state_dir()) as taken:
-            process.run(taken, settings)
-    except (instance.InstanceFault, listen.ListenFault) as fault:
-        return complain(str(fault), 1)
-    return 0
+        with Instance.take(state_dir) as instance:
+            signals.run(instance, settings)
+    except* (InstanceFault, ListenFault, NewerSchema, DamagedDatabase, StorageFault) as faults:
+        for fault in leaves(faults):
+            status = complain(str(fault), 1)
+    return status
+
+
+def leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
+    """The exceptions of a group, however deep they lie."""
+    found: list[BaseException] = []
+    for error in group.exceptions:
+        found += leaves(error) if isinstance(error, BaseExceptionGroup) else [error]
+    return found
+
+
+def run_verify(chosen: argparse.Namespace) -> int:
+    """Recompute the history of this user and say what differs."""
+    import apsw
+
+    from runhistd.store.verify import verify
+
+    database = paths.state_dir() / paths.DATABASE_NAME
+    if not database.exists():
+        return complain(f"there is no history at {database}; `runhistd serve` makes one", 1)
+    progress = Progress()
+    try:
+        verdict = verify(database, progress.show)
+    except apsw.Error as error:
+        progress.clear()
+        return complain(f"{database} cannot be read: {error}", 1)
+    progress.clear()
+    sys.stdout.write(verdict_as_json(verdict) if chosen.json else verdict_as_text(verdict))
+    return 1 if verdict.differences else 0
+
+
+class Progress:
+    """One line on a terminal that tells how far `verify` is; nothing off a terminal."""
+
+    def __init__(self) -> None:
+        self.shown = sys.stderr.isatty()
+        self._next_s = time.monotonic() + PROGRESS_S
+
+    def show(self, checked: int, of: int) -> None:
+        """Say how many runs are done, now and then."""
+        if self.shown and time.monotonic() >= self._next_s:
+            self._next_s = time.monotonic() + PROGRESS_S
+            sys.stderr.write(f"\r\x1b[K{checked} of {of} runs checked")
+            sys.stderr.flush()
+
+    def clear(self) -> None:
+        """Take the line away."""
+        if self.shown:
+            sys.stderr.write("\r\x1b[K")
+
+
+def verdict_as_text(verdict: Verdict) -> str:
+    """What a person reads. Names are shown as literals, so that recorded text cannot drive the terminal."""
+    checked = f"{count(verdict.runs, 'run')}, {count(verdict.events, 'event')} checked"
+    if not verdict.differences:
+        return f"{checked}; the history agrees with its events\n"
+    lines = [f"{checked}; {count(len(verdict.differences), 'difference')}:", *map(difference_as_text, verdict.differences)]
+    return "\n".join(lines) + "\n"
+
+
+def difference_as_text(difference: Difference) -> str:
+    """One difference on one line."""
+    where = "the file" if difference.run_id is None else f"run {difference.run_id!r} of {difference.namespace!r}"
+    expected, found, what = (
+        text if text.isprintable() else ascii(text) for text in (difference.expected, difference.found, difference.what)
+    )
+    return f"  {where}: {what}: expected {expected}, found {found}"
+
+
+def verdict_as_json(verdict: Verdict) -> str:
+    """One object a difference, then one with the totals."""
+    import attrs
+
+    totals = {"runs": verdict.runs, "events": verdict.events, "differences": len(verdict.differences)}
+    return "".join(json.dumps(line) + "\n" for line in (*map(attrs.asdict, verdict.differences), totals))
+
+
+def count(number: int, noun: str) -> str:
+    """A number with its noun."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def run_demo(chosen: argparse.Namespace) -> int:

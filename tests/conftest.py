@@ -6,6 +6,7 @@ A test that names the types writes `if TYPE_CHECKING: from tests.conftest import
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shutil
 import signal
@@ -141,19 +142,18 @@ class Daemon:
 def new_daemon(tmp_path: Path) -> Iterator[Callable[[], Daemon]]:
     """Makes daemons that were not started yet, each with a directory of its own; whatever runs at the end is killed."""
     with contextlib.ExitStack() as stack:
+        numbers = itertools.count(1)
 
         def make() -> Daemon:
-            nonlocal count
-            count += 1
+            name = f"state{next(numbers)}"
             home = tmp_path
-            if len(os.fsencode(home / f"state{count}" / SOCKET_NAME)) > MAX_SOCKET_PATH_BYTES:
+            if len(os.fsencode(home / name / SOCKET_NAME)) > MAX_SOCKET_PATH_BYTES:
                 home = Path(tempfile.mkdtemp(prefix="rh"))
                 stack.callback(shutil.rmtree, home, ignore_errors=True)
-            made = Daemon(home / f"state{count}")
+            made = Daemon(home / name)
             stack.callback(made.kill)
             return made
 
-        count = 0
         yield make
 
 

@@ -125,7 +125,7 @@ class Instance:
             elif found != self._seen[path]:
                 raise InstanceLost(path)
 
-    def record_storage_fault(self, now_us: int) -> None:
+    def record_storage_failure(self, now_us: int) -> None:
         """Note that the daemon is about to end because the storage failed. A fault in doing so is only logged."""
         recent = [*self._recent_faults(now_us), now_us]
         fresh = self.state_dir / f"{STORAGE_FAULTS_NAME}.new"
@@ -150,15 +150,11 @@ class Instance:
 def open_directory(path: Path) -> None:
     """Make the directory where it is missing and make sure that it is a local one, ours, for nobody else."""
     try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not path.is_symlink():  # mkdir would follow a link to nowhere
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
         directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except FileExistsError:
-        raise InstanceRefused(f"the state directory {path} is not a directory; move it away") from None
     except OSError as error:
-        if path.is_symlink():
-            advice = "remove the link, or set RUNHIST_STATE_DIR to where it points"
-            raise InstanceRefused(f"the state directory {path} is a symbolic link; {advice}") from None
-        raise InstanceRefused(f"the state directory {path} cannot be used: {error.strerror}") from error
+        raise InstanceRefused(f"the state directory {path} {why_not(path, error)}") from error
     try:
         found = os.fstat(directory)
         if found.st_uid != os.geteuid():
@@ -177,6 +173,15 @@ def open_directory(path: Path) -> None:
             os.fchmod(directory, 0o700)
     finally:
         os.close(directory)
+
+
+def why_not(path: Path, error: OSError) -> str:
+    """What is wrong with a path that could not be opened as a directory, and what to do."""
+    if path.is_symlink():
+        return "is a symbolic link; remove it, or set RUNHIST_STATE_DIR to where it points"
+    if path.exists() and not path.is_dir():
+        return "is not a directory; move it away"
+    return f"cannot be used: {error.strerror}; set RUNHIST_STATE_DIR to another one"
 
 
 def filesystem(directory: int) -> str:

@@ -85,7 +85,7 @@ def test_a_link_to_a_directory_is_refused_and_nothing_behind_it_is_touched(state
     target.mkdir()
     state_dir.parent.mkdir()
     state_dir.symlink_to(target)
-    with pytest.raises(InstanceRefused, match="is a symbolic link; .*RUNHIST_STATE_DIR"), Instance.take(state_dir):
+    with pytest.raises(InstanceRefused, match=r"is a symbolic link; .*RUNHIST_STATE_DIR"), Instance.take(state_dir):
         pass
     assert list(target.iterdir()) == []
 
@@ -136,7 +136,9 @@ def test_the_type_of_the_file_system_is_the_one_that_findmnt_shows(tmp_path: Pat
     os.close(directory)
 
 
-@pytest.mark.parametrize(("mount_id", "kind"), [("22", "ext4"), ("31", "nfs4"), ("310", "fuse.sshfs"), ("44", "tmpfs"), ("4", "")])
+@pytest.mark.parametrize(
+    ("mount_id", "kind"), [("22", "ext4"), ("31", "nfs4"), ("310", "fuse.sshfs"), ("44", "tmpfs"), ("4", "")]
+)
 def test_a_mount_is_found_by_its_whole_id(mount_id: str, kind: str) -> None:
     assert instance.mount_id_in(f"pos:\t0\nflags:\t0100000\nmnt_id:\t{mount_id}\nino:\t2\n") == mount_id
     assert instance.filesystem_in(MOUNTS, mount_id) == kind
@@ -231,7 +233,7 @@ def test_three_storage_faults_in_ten_minutes_are_damage_over_restarts(state_dir:
     for minute in (0, 4, 8):
         with Instance.take(state_dir) as taken:
             assert not taken.damaged(minute * 60 * SECOND_US)
-            taken.record_storage_fault(minute * 60 * SECOND_US)
+            taken.record_storage_failure(minute * 60 * SECOND_US)
     with Instance.take(state_dir) as taken:
         assert taken.damaged(9 * 60 * SECOND_US)
         assert not taken.damaged(11 * 60 * SECOND_US), "the first has been forgotten"
@@ -240,14 +242,14 @@ def test_three_storage_faults_in_ten_minutes_are_damage_over_restarts(state_dir:
 def test_storage_faults_further_apart_are_no_damage(state_dir: Path) -> None:
     with Instance.take(state_dir) as taken:
         for minute in (0, 6, 12, 18):
-            taken.record_storage_fault(minute * 60 * SECOND_US)
+            taken.record_storage_failure(minute * 60 * SECOND_US)
         assert not taken.damaged(18 * 60 * SECOND_US)
 
 
 def test_a_clock_that_was_set_back_does_not_keep_the_damage(state_dir: Path) -> None:
     with Instance.take(state_dir) as taken:
         for _ in range(3):
-            taken.record_storage_fault(1000 * SECOND_US)
+            taken.record_storage_failure(1000 * SECOND_US)
         assert not taken.damaged(999 * SECOND_US)
 
 
@@ -256,11 +258,11 @@ def test_a_torn_note_of_storage_faults_counts_as_none(torn: bytes, state_dir: Pa
     with Instance.take(state_dir) as taken:
         (state_dir / "storage-faults").write_bytes(torn)
         assert not taken.damaged(2 * SECOND_US)
-        taken.record_storage_fault(2 * SECOND_US)
+        taken.record_storage_failure(2 * SECOND_US)
 
 
 def test_a_storage_fault_that_cannot_be_noted_is_only_logged(state_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
     with Instance.take(state_dir) as taken:
         (state_dir / "storage-faults.new").mkdir()
-        taken.record_storage_fault(SECOND_US)
+        taken.record_storage_failure(SECOND_US)
     assert "could not be noted" in caplog.text

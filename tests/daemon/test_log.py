@@ -44,7 +44,9 @@ def test_a_record_is_one_line_of_keys_and_values(logger: logging.Logger, lines: 
     }
 
 
-@pytest.mark.parametrize("hostile", ["a\nts=forged", "\x1b[2J", "\r", "\x9b31m", "\u202egnp", "a\u2028b", '"', "\\", "\x7f", ""])
+@pytest.mark.parametrize(
+    "hostile", ["a\nts=forged", "\x1b[2J", "\r", "\x9b31m", "\u202egnp", "a\u2028b", '"', "\\", "\x7f", ""]
+)
 def test_a_value_can_neither_forge_a_line_nor_drive_a_terminal(
     hostile: str, logger: logging.Logger, lines: io.StringIO
 ) -> None:
