@@ -91,7 +91,7 @@ def test_settings_that_cannot_hold_together_are_faults(tmp_path: Path) -> None:
 
 
 def test_an_unusable_file_is_one_fault(tmp_path: Path) -> None:
-    assert "line 1" in faults_of("[limits", tmp_path)[""]
+    assert "line 2" in faults_of("[limits]\nframe_bytes = 1 2\n", tmp_path)[""]
     (tmp_path / "latin.toml").write_bytes(b"# \xff")
     with pytest.raises(config.ConfigFaults, match="not UTF-8"):
         config.load(tmp_path / "latin.toml")
