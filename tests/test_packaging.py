@@ -32,7 +32,7 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Both wheels, built from the checkout, by distribution."""
     built = tmp_path_factory.mktemp("wheels")
     for project in (ROOT, ROOT / "client"):
-        command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", built]
+        command: list[str | Path] = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", built]
         ended = subprocess.run(command, cwd=project, capture_output=True, text=True)
         assert ended.returncode == 0, ended.stdout + ended.stderr
     return {path.name.partition("-")[0]: path for path in built.iterdir()}
@@ -42,8 +42,8 @@ def install(python: str, where: Path, *chosen: Path) -> Path:
     """A fresh virtual environment with only these wheels; returns its folder of commands."""
     subprocess.run([python, "-m", "venv", where], check=True)
     commands = where / "bin"
-    pip = [commands / "python", "-m", "pip", "install", "-q", "--no-index", "--no-deps", "--disable-pip-version-check"]
-    subprocess.run([*pip, *chosen], check=True)
+    pip: list[str | Path] = [commands / "python", "-m", "pip", "--disable-pip-version-check", "install", "-q"]
+    subprocess.run([*pip, "--no-index", "--no-deps", *chosen], check=True)
     return commands
 
 
