@@ -84,7 +84,7 @@ class Plain:
             raise
         finally:
             _close(stdout_end, stderr_end)
-        self.outputs = (Output(stdout, "stdout", 1), Output(stderr, "stderr", 2))
+        self.outputs: Tuple[Output, ...] = (Output(stdout, "stdout", 1), Output(stderr, "stderr", 2))
 
     def report_fd(self) -> Optional[int]:
         """What to poll for changes besides SIGCHLD."""
@@ -132,7 +132,7 @@ class OnTerminal:
             stdin = None if stdin_inherited else terminal.slave
             _monitor(argv, env, signals.restore_in_child, terminal.slave, stdin, reports_end, control_end)
         _close(reports_end, control_end, terminal.slave)
-        self.outputs = (Output(terminal.master, "terminal", 1),)
+        self.outputs: Tuple[Output, ...] = (Output(terminal.master, "terminal", 1),)
         self._ended = False
         tag, number, *_ = _REPORT.unpack(os.read(self._reports, _REPORT.size) or _KILLED)
         if tag != _STARTED:

@@ -1,0 +1,80 @@
+"""`runhist begin`: begin a run for a shell script, which goes on to own it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from typing import Any, Optional
+
+DESCRIPTION = """\
+Begin a run that another process owns, and print the assignments by which `runhist append` and `runhist end` find it:
+    eval "$(runhist begin --owner-pid $$ --workflow nightly)"
+"""
+
+
+def add_parser(subparsers: Any) -> None:
+    """The command's arguments."""
+    parser = subparsers.add_parser(
+        "begin",
+        help="begin a run for a shell script",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--owner-pid", metavar="PID", type=int, required=True, help="the process that owns the run; in a script: $$"
+    )
+    parser.add_argument("--namespace", help="the history of its own that the run goes to (default: default)")
+    parser.add_argument("--agent", metavar="ID", help="the lasting identity of the agent that the run belongs to")
+    parser.add_argument("--workflow", metavar="NAME", help="what is run")
+    parser.add_argument("--title", help="a title for people")
+    parser.add_argument("--run-id", metavar="ID", help="an id of your own (default: a new one)")
+    parser.add_argument("--json", action="store_true", help="print the daemon's reply instead of assignments")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Begin; 0 when the run is stored. Raises Refusal and Unreachable."""
+    import json
+    import shlex
+    import time
+
+    from ..encoding import present
+    from ..ids import new_run_id, new_uuid
+    from .target import call_again_if_lost, recording_is_off
+
+    if recording_is_off():
+        return 0
+    spec = present(
+        run_id=args.run_id or new_run_id(),
+        namespace=args.namespace or os.environ.get("RUNHIST_NAMESPACE") or None,
+        workflow=args.workflow,
+        agent_id=args.agent,
+        title=args.title,
+        parent_run_id=_parent(args.owner_pid),
+        time_us=time.time_ns() // 1000,
+    )
+    request = {"run": spec, "lease_key": new_uuid(), "owner_pid": args.owner_pid, "caller_pid": os.getpid()}
+    begun = call_again_if_lost("BeginRun", request)
+    variables = {"RUNHIST_RUN": begun["run_id"], "RUNHIST_NAMESPACE": begun["namespace"], "RUNHIST_LEASE": begun["epoch"]}
+    lines = [f"export {name}={shlex.quote(str(value))}" for name, value in variables.items()]
+    sys.stdout.write("\n".join([json.dumps(begun)] if args.json else lines) + "\n")
+    return 0
+
+
+def _parent(owner_pid: int) -> Optional[str]:
+    """The run that this one is begun in. A run that the same shell began before, or that has ended, is its sibling."""
+    from ..protocol.errors import NoSuchRun
+    from ..records import TERMINAL_STATUSES
+    from .target import call_again_if_lost
+
+    outer = os.environ.get("RUNHIST_RUN")
+    if not outer:
+        return None
+    try:
+        name = {"namespace": os.environ.get("RUNHIST_NAMESPACE") or None, "run_id": outer}
+        found = call_again_if_lost("GetRun", name)["run"]
+    except NoSuchRun:
+        return outer
+    sibling = found["owner_pid"] == owner_pid or found["status"] in TERMINAL_STATUSES
+    parent: Optional[str] = found["parent_run_id"] if sibling else outer
+    return parent

@@ -1,0 +1,56 @@
+"""Which run a shell command writes to, and under which lease."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any, Dict, Mapping, NamedTuple, Optional
+
+from ..connection import Connection, Unreachable
+from ..protocol.errors import RunhistError, ShuttingDown
+
+RETRY_S = 5.0
+PAUSE_S = 0.05
+
+
+class Target(NamedTuple):
+    """The run that takes the events, and the lease to append under, if there is one."""
+
+    namespace: Optional[str]
+    run_id: str
+    epoch: Optional[int]
+
+
+class NoTarget(RunhistError):
+    """It was not said which run, or its lease cannot be read."""
+
+
+def recording_is_off() -> bool:
+    """Whether RUNHIST=off asks to record nothing."""
+    return os.environ.get("RUNHIST", "").strip().lower() == "off"
+
+
+def own_run() -> Optional[Target]:
+    """The run that RUNHIST_RUN, RUNHIST_NAMESPACE and RUNHIST_LEASE name. Raises NoTarget for a lease that is no number."""
+    run_id = os.environ.get("RUNHIST_RUN")
+    if not run_id:
+        return None
+    lease = os.environ.get("RUNHIST_LEASE")
+    if lease and not lease.isdecimal():
+        raise NoTarget(f"RUNHIST_LEASE is {lease!r}, which is no lease")
+    return Target(os.environ.get("RUNHIST_NAMESPACE") or None, run_id, int(lease) if lease else None)
+
+
+def call_again_if_lost(method: str, parameters: Mapping[str, Any]) -> Dict[str, Any]:
+    """Call a method that is safe to repeat, again when the daemon is restarted meanwhile. Raises Refusal, Unreachable."""
+    deadline = time.monotonic() + RETRY_S
+    lost = False
+    while True:
+        try:
+            with Connection.open() as connection:
+                return connection.call(method, parameters)
+        except (Unreachable, ShuttingDown) as trouble:
+            lost = lost or isinstance(trouble, ShuttingDown) or trouble.reason == "lost"
+            if not lost or time.monotonic() >= deadline:
+                raise
+            time.sleep(PAUSE_S)
