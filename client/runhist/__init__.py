@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from .records import UsageRow as UsageRow
     from .records import UsageTotals as UsageTotals
     from .run import Run as Run
-    from .run import Step as Step
+    from .step import Step as Step
 
 _NAMES = {
     "client": ("History", "connect"),
@@ -66,7 +66,8 @@ _NAMES = {
     ),
     "reading": ("Follower", "RunReader"),
     "records": (*("Cursor", "Event", "Gate", "Receipt", "RunRecord", "StepRecord", "Usage", "UsageRow", "UsageTotals"),),
-    "run": ("Run", "Step"),
+    "run": ("Run",),
+    "step": ("Step",),
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names}
 

@@ -92,6 +92,13 @@ class Unreachable(RunhistError):
         return f"{self.what}; this socket because: {self.why}; next: {self.next_command}"
 
 
+class _Socket(socket.socket):
+    """A socket that may be forgotten: an engine that never closes its history is no fault worth a ResourceWarning."""
+
+    def __del__(self) -> None:
+        self.close()
+
+
 class Connection:
     """One connection to the daemon, made by `open`; closed by `close`, by leaving its block or when it is forgotten."""
 
@@ -133,11 +140,6 @@ class Connection:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def __del__(self) -> None:
-        # A handle that is merely forgotten is no fault of the program: close without a ResourceWarning.
-        if hasattr(self, "_socket"):
-            self.close()
 
     def close(self) -> None:
         """Close it; calls that are open get no reply. May be repeated."""
@@ -308,7 +310,7 @@ class Connection:
 
 
 def _connect(path: Path, deadline: float) -> socket.socket:
-    connecting = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connecting = _Socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         connecting.setblocking(False)
         while True:

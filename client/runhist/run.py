@@ -20,7 +20,7 @@ from .encoding import Unencodable, as_object, encode, plain_text, present, usage
 from .endings import CANCELLED, FAILED, cancel_reason, failure_members, outcome_of
 from .faults import Faults
 from .outbox import Entry, Outbox
-from .protocol.errors import Refusal, RunhistError
+from .protocol.errors import Refusal, RunhistError, StaleEpoch
 from .reading import RunReader
 from .records import TERMINAL_KINDS, Event, Receipt
 from .step import Recording, Step, innermost_step
@@ -124,7 +124,7 @@ class Run(Recording):
         thread use `Step.step`. The step ends with its block, or by `complete`, `fail`, `skip` or `retrying`.
         """
         parent = innermost_step(self)
-        return self._begin_step(name, step_id, parent and parent.step_id)
+        return self._begin_step(name, step_id, None if parent is None else parent.step_id)
 
     def _begin_step(self, name: str, step_id: Optional[str], parent_step_id: Optional[str]) -> Step:
         attempt = None
@@ -231,6 +231,8 @@ class Run(Recording):
                 why = link.why_not()
                 self._faults.add(type(why).__name__, why, self._unstored(why), outbox.held_events)
         self._raise_due()
+        if isinstance(outbox.refused, StaleEpoch):
+            raise outbox.refused
 
     def _not_in_time(self) -> Optional[RunhistError]:
         """What a flush raises for what is not stored yet: a refusal that may pass, or whatever the engine wants raised."""
