@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import math
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -50,7 +49,7 @@ class Number:
         if type(value) not in (int, float):
             raise ValueError(f"must be a number, not {show(value)}")
         number = float(value)  # type: ignore[arg-type]  # the line above
-        if math.isnan(number) or not self.least <= number <= self.most:
+        if not self.least <= number <= self.most:  # which nothing is to nan
             raise ValueError(f"must be from {self.least:g} to {self.most:g}, not {value}")
         return number
 

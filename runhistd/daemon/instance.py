@@ -150,8 +150,7 @@ class Instance:
 def open_directory(path: Path) -> None:
     """Make the directory where it is missing and make sure that it is a local one, ours, for nobody else."""
     try:
-        if not path.is_symlink():  # mkdir would follow a link to nowhere
-            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
         directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError as error:
         raise InstanceRefused(f"the state directory {path} {why_not(path, error)}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import signal
@@ -10,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -178,6 +180,25 @@ def test_who_waits_gets_the_directory_when_the_holder_lets_go(state_dir: Path) -
     assert process.returncode == 0
 
 
+def test_a_lock_on_a_file_that_was_replaced_meanwhile_does_not_count(
+    state_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = state_dir / "runhistd.lock"
+    locked = []
+
+    def replace_before_the_first(lock: int, operation: int) -> None:
+        if not locked:
+            path.rename(path.with_name("old"))
+            path.touch()
+        fcntl.flock(lock, operation)
+        locked.append(os.fstat(lock).st_ino)
+
+    monkeypatch.setattr(instance, "fcntl", SimpleNamespace(**{**vars(fcntl), "flock": replace_before_the_first}))
+    with Instance.take(state_dir) as taken:
+        assert locked == [path.with_name("old").stat().st_ino, path.stat().st_ino]
+        taken.check_inodes()
+
+
 def test_a_lock_file_that_is_a_link_is_refused(state_dir: Path, tmp_path: Path) -> None:
     state_dir.mkdir(parents=True, mode=0o700)
     victim = tmp_path / "victim"
@@ -188,12 +209,15 @@ def test_a_lock_file_that_is_a_link_is_refused(state_dir: Path, tmp_path: Path) 
     assert victim.read_text() == "precious"
 
 
-def test_the_no_backup_mark_is_the_one_that_backup_programs_know(state_dir: Path) -> None:
+def test_the_no_backup_mark_is_the_one_that_backup_programs_know(
+    state_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with Instance.take(state_dir):
         pass
     assert (state_dir / "CACHEDIR.TAG").read_bytes().startswith(b"Signature: 8a477f597d28d172789f06886806bc55\n")
     with Instance.take(state_dir):
         pass
+    assert caplog.records == []
 
 
 def test_unchanged_files_are_no_loss(state_dir: Path) -> None:
