@@ -184,7 +184,7 @@ def test_a_lock_on_a_file_that_was_replaced_meanwhile_does_not_count(
     state_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = state_dir / "runhistd.lock"
-    locked = []
+    locked: list[int] = []
 
     def replace_before_the_first(lock: int, operation: int) -> None:
         if not locked:
