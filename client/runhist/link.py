@@ -136,7 +136,7 @@ class Link:
                     return not self.forked
                 remaining = end - time.monotonic()
                 if remaining <= 0:
-                    self._gave_up = True
+                    self._gave_up = self._gave_up or not patient
                     return False
                 self._sleep(remaining)
 

@@ -279,7 +279,7 @@ class Run(Recording):
         link, outbox = self._link, self._outbox
         assert link is not None and outbox is not None
         # The end of a run passes a full window: without it the run would seem to go on for ever.
-        room = link.make_room(len(entry.encoded), self._history.deadline) or ends
+        room = ends or link.make_room(len(entry.encoded), self._history.deadline)
         with link.lock:
             if outbox.refused is not None:
                 error = outbox.refused
