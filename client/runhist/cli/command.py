@@ -216,6 +216,7 @@ def _monitor(
         child = _start(argv, env, prepare, stdin, stdout=slave, stderr=slave)
         os.write(reports, _REPORT.pack(_STARTED, child.pid, 0, 0, 0))
         _close_all_but({reports, control})
+        _hand_down_hangups(child.pid)
         tag = _STOPPED
         while tag == _STOPPED:
             _, status, usage = os.wait4(child.pid, os.WUNTRACED)
@@ -226,6 +227,19 @@ def _monitor(
         os.write(reports, _REPORT.pack(_NOT_STARTED, error.number, 0, 0, 0))
     finally:
         os._exit(0)
+
+
+def _hand_down_hangups(group: int) -> None:
+    """A terminal that is hung up tells only its session's leader, which is the monitor and not the command."""
+
+    def hand_down(*_: object) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(group, signal.SIGHUP)
+            os.killpg(group, signal.SIGCONT)
+
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, hand_down)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGHUP])
 
 
 def _figures(usage: Any) -> Tuple[int, int, int]:
