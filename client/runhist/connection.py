@@ -96,7 +96,7 @@ class _Socket(socket.socket):
     """A socket that may be forgotten: an engine that never closes its history is no fault worth a ResourceWarning."""
 
     def __del__(self) -> None:
-        self.close()
+        super(socket.socket, self).close()  # socket's own fails where an interrupt kept it from being built
 
 
 class Connection:

@@ -2,8 +2,9 @@
 
 Theory of operation. `pump` does what can be done now without waiting: connect if a try is due, take the receipts that
 are there, send what the socket takes. Every recording call pumps once; the few that wait (`wait`) pump and sleep in poll
-by turns. While one thread sleeps there, it alone reads from the socket, so that no other takes the reply it sleeps for;
-threads that wait too sleep on the condition, and are woken whenever the reader has read.
+by turns. While one thread does that, it alone reads from the socket, so that no other takes the reply it sleeps for;
+threads that wait too are woken whenever it has read. (They sleep on a lock each: an interrupt in the middle of
+Condition.wait can leave the condition's own lock released.)
 
 Losing the connection is harmless: everything unacknowledged is sent again, and the daemon stores what it has not. So
 whatever leaves the connection in doubt, an interrupt in the middle of a pump included, throws it away. New tries
@@ -26,7 +27,7 @@ import weakref
 from collections import deque
 from pathlib import Path
 from select import POLLIN, POLLOUT
-from typing import Callable, Deque, Dict, Optional, Tuple
+from typing import Callable, Deque, Dict, List, Optional, Tuple
 
 from .connection import Connection, Unreachable
 from .outbox import Flight, Outbox
@@ -47,7 +48,7 @@ class Link:
 
     def __init__(self, choice: SocketChoice, window: int, window_bytes: int) -> None:
         self.choice = choice
-        self.lock = threading.Condition()
+        self.lock = threading.RLock()
         self.forked = False
         self._trouble: Optional[RunhistError] = None
         self._window = window
@@ -57,7 +58,8 @@ class Link:
         self._flights: Deque[Optional[Flight]] = deque()  # None is Describe
         self._outboxes: Dict[Outbox, None] = {}  # those with something to send or to hear, oldest first
         self._pumping = False
-        self._reader_sleeps = False
+        self._reader: Optional[int] = None  # the thread that alone receives
+        self._sleepers: List[threading.Lock] = []
         self._failures = 0
         self._retry_at = 0.0
         self._gave_up = False
@@ -90,7 +92,7 @@ class Link:
         try:
             self._connect_if_due()
             if self._connection is not None:
-                if not self._reader_sleeps:
+                if self._reader in (None, threading.get_ident()):
                     self._receive(self._connection)
                 self._send(self._connection)
         except (Unreachable, *_PASSING) as trouble:
@@ -129,16 +131,24 @@ class Link:
             if self._gave_up and not patient:
                 seconds = min(seconds, IMPATIENT_S)
                 self._retry_at = 0.0
-            end = time.monotonic() + seconds
+        end = time.monotonic() + seconds
+        try:
             while True:
-                self.pump()
-                if done() or self.forked:
-                    return not self.forked
-                remaining = end - time.monotonic()
-                if remaining <= 0:
-                    self._gave_up = self._gave_up or not patient
-                    return False
-                self._sleep(remaining)
+                with self.lock:
+                    self.pump()
+                    if done() or self.forked:
+                        return not self.forked
+                    remaining = end - time.monotonic()
+                    if remaining <= 0:
+                        self._gave_up = self._gave_up or not patient
+                        return False
+                    sleep = self._prepare_sleep(remaining)
+                sleep()
+        finally:
+            with self.lock:
+                if self._reader == threading.get_ident():
+                    self._reader = None
+                self._wake_sleepers()
 
     def make_room(self, size: int, seconds: float) -> bool:
         """Wait until an event of `size` bytes fits into the window. Once that was in vain, it only looks until it fits.
@@ -157,25 +167,24 @@ class Link:
             self._congested = not room
         return room
 
-    def _sleep(self, seconds: float) -> None:
-        """Release the lock and sleep until something may have changed."""
-        if self._connection is None:
-            self.lock.wait(min(seconds, max(0.001, self._retry_at - time.monotonic())))
-            return
-        if self._reader_sleeps:
-            self.lock.wait(seconds)
-            return
+    def _prepare_sleep(self, seconds: float) -> Callable[[], object]:
+        """With the lock held: how to sleep without it until something may have changed."""
+        me = threading.get_ident()
         connection = self._connection
-        self._reader_sleeps = True
-        self.lock.release()
-        try:
-            connection.wait(seconds)
-        except (Unreachable, OSError):
-            pass  # closed meanwhile; the next pump sees to it
-        finally:
-            self.lock.acquire()
-            self._reader_sleeps = False
-            self.lock.notify_all()
+        if connection is not None and self._reader in (None, me):
+            self._reader = me
+            return lambda: _poll(connection, seconds)
+        if connection is None:
+            seconds = min(seconds, max(0.001, self._retry_at - time.monotonic()))
+        sleeper = threading.Lock()
+        sleeper.acquire()
+        self._sleepers.append(sleeper)
+        return lambda: sleeper.acquire(timeout=seconds)
+
+    def _wake_sleepers(self) -> None:
+        sleepers, self._sleepers = self._sleepers, []
+        for sleeper in sleepers:
+            sleeper.release()
 
     # Parts of a pump
 
@@ -203,6 +212,7 @@ class Link:
             self._trouble = None
         for outbox in [outbox for outbox in self._outboxes if outbox.settled]:
             del self._outboxes[outbox]
+        self._wake_sleepers()
 
     def _take_error(self, connection: Connection, flight: Optional[Flight], reply: Reply) -> None:
         error = connection.refusal(reply)
@@ -235,14 +245,21 @@ class Link:
             pause = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** min(self._failures, 10))
             self._failures += 1
             self._retry_at = time.monotonic() + pause * random.uniform(0.5, 1.0)
-        self.lock.notify_all()
+        self._wake_sleepers()
 
     def abandon(self) -> None:
         """In the child after fork(): close our copy of the descriptor, and never record again."""
         self.forked = True
-        self.lock = threading.Condition()  # another thread of the parent may have held the old one for ever
+        self.lock = threading.RLock()  # another thread of the parent may have held the old one for ever
         if self._connection is not None:
             self._connection.close()
+
+
+def _poll(connection: Connection, seconds: float) -> None:
+    try:
+        connection.wait(seconds)
+    except (Unreachable, OSError):
+        pass  # closed meanwhile; the next pump sees to it
 
 
 _links: weakref.WeakSet[Link] = weakref.WeakSet()

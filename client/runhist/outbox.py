@@ -203,6 +203,8 @@ class Outbox:
         # The acknowledged n is set before its events go, so an interrupt in between makes nothing be numbered anew.
         while entries and 0 < entries[0].n <= self._acked_n:
             self.held_bytes -= len(entries.popleft().encoded)
+        if not self._waiting and not self._flying:
+            self.held_bytes = 0  # what interrupts made it drift
 
     def _note_stored(self, last_n: int) -> None:
         """Events up to `last_n` are stored though their reply was lost."""

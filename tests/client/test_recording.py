@@ -473,6 +473,41 @@ def test_an_interrupt_while_waiting_cancels_the_run_and_the_end_is_stored(
     assert small.stored[1].event["data"] == {"reason": "KeyboardInterrupt"}
 
 
+def test_interrupts_at_any_moment_lose_and_double_nothing(small: SmallHistory, history: runhist.History) -> None:
+    """Whatever an interrupt leaves half done is thrown away with the connection and sent again."""
+    run = history.begin_run()
+    armed = False
+
+    def interrupt(*_: object) -> None:
+        nonlocal armed
+        if armed:
+            armed = False
+            raise KeyboardInterrupt
+
+    handed_over = []
+    interrupts = i = 0
+    previous = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.003, 0.0031)
+    try:
+        while interrupts < 100:
+            i += 1
+            try:
+                armed = True
+                run.append("x", {"i": i})
+                armed = False
+                handed_over.append(i)
+            except KeyboardInterrupt:
+                interrupts += 1
+    finally:
+        armed = False
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+    assert run.flush().durable == "committed" and run.faults == 0
+    stored = [event.event["data"]["i"] for event in small.stored]
+    assert stored == sorted(set(stored))
+    assert set(handed_over) <= set(stored)
+
+
 def test_a_signal_handler_may_record(small: SmallHistory, history: runhist.History) -> None:
     run = history.begin_run()
     previous = signal.signal(signal.SIGUSR1, lambda *_: run.append("from the handler"))
