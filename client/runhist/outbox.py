@@ -204,7 +204,7 @@ class Outbox:
         while entries and 0 < entries[0].n <= self._acked_n:
             self.held_bytes -= len(entries.popleft().encoded)
         if not self._waiting and not self._flying:
-            self.held_bytes = 0  # what interrupts made it drift
+            self.held_bytes = len(self._begin or b"")  # without what interrupts made it drift
 
     def _note_stored(self, last_n: int) -> None:
         """Events up to `last_n` are stored though their reply was lost."""
