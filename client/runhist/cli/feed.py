@@ -14,7 +14,8 @@ from typing import Any, Callable, Deque, Dict, Mapping, NamedTuple, Optional
 from ..connection import Connection, Unreachable
 from ..encoding import encode, present
 from ..ids import new_uuid
-from ..protocol.errors import Refusal, RunhistError, ShuttingDown
+from ..protocol.errors import RunhistError, ShuttingDown
+from .target import Target
 
 MAX_FLYING = 256
 MAX_UNSENT_BYTES = 1024 * 1024
@@ -22,14 +23,6 @@ ANSWER_S = 30.0  # without a single reply; a busy disk may take its time
 RECONNECT_S = 5.0
 PAUSE_S = 0.05
 MAX_FRUITLESS = 3  # a daemon that is lost each time again will not take these events
-
-
-class Target(NamedTuple):
-    """The run that takes the events, and the lease to append under, if there is one."""
-
-    namespace: Optional[str]
-    run_id: str
-    epoch: Optional[int]
 
 
 class LineFault(RunhistError):

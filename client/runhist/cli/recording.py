@@ -171,10 +171,10 @@ class Recording:
             self._held.clear()
 
     def _has_room(self, size: int) -> bool:
-        if not self._leaving_out:
-            return self._link.has_room(size)
-        # Not before half of the window is free, or notes and lines would take turns.
-        return self._outbox.held_events < WINDOW_EVENTS // 2 and self._outbox.held_bytes < WINDOW_BYTES // 2
+        # Once lines are left out, not before half of the window is free: or notes and lines would take turns.
+        share = 2 if self._leaving_out else 1
+        events, held = self._outbox.held_events, self._outbox.held_bytes
+        return events < WINDOW_EVENTS // share and held + size <= WINDOW_BYTES // share
 
     def _leave_out(self) -> None:
         self._leaving_out = True

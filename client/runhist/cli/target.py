@@ -41,6 +41,20 @@ def own_run() -> Optional[Target]:
     return Target(os.environ.get("RUNHIST_NAMESPACE") or None, run_id, int(lease) if lease else None)
 
 
+def target(name: Optional[str]) -> Target:
+    """The run of that name, or the one that the environment names. Raises NoTarget, and NoSuchRun.
+
+    A run that this shell does not own is written to under its present lease, because its user asked for it by name.
+    """
+    own = own_run()
+    if own is not None and name in (None, own.run_id):
+        return own
+    if name is None:
+        raise NoTarget("which run? RUNHIST_RUN is not set; name a run, or begin one: runhist begin --owner-pid $$")
+    run = call_again_if_lost("GetRun", {"run_id": name})["run"]
+    return Target(run["namespace"], run["run_id"], run["epoch"])
+
+
 def call_again_if_lost(method: str, parameters: Mapping[str, Any]) -> Dict[str, Any]:
     """Call a method that is safe to repeat, again when the daemon is restarted meanwhile. Raises Refusal, Unreachable."""
     deadline = time.monotonic() + RETRY_S

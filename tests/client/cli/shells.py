@@ -26,8 +26,16 @@ def run(
     *arguments: str, env: Mapping[str, str], stdin: bytes | None = None, timeout: float = DEADLINE_S
 ) -> subprocess.CompletedProcess[bytes]:
     """`runhist ARGUMENTS` to its end."""
-    given = {"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin}
-    return subprocess.run([*RUNHIST, *arguments], env=env, capture_output=True, timeout=timeout, **given)  # type: ignore[call-overload, no-any-return]
+    given = subprocess.DEVNULL if stdin is None else subprocess.PIPE
+    with subprocess.Popen(
+        [*RUNHIST, *arguments], env=env, stdin=given, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        try:
+            stdout, stderr = process.communicate(stdin, timeout)
+        except BaseException:
+            process.kill()
+            raise
+    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
 
 def start(*arguments: str, env: Mapping[str, str], stdin: int = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
