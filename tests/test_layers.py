@@ -19,7 +19,7 @@ MAY_IMPORT = {
         *("runhistd", "runhistd.config", "runhistd.demo", "runhistd.daemon.*", "runhistd.store.*", "runhist.paths"),
     },
     "runhistd.config": set(),
-    "runhistd.demo": {"runhistd", "runhist.*"},
+    "runhistd.demo": {"runhistd", "runhistd.demo.*", "runhist.*"},
     "runhistd.daemon": {
         *("runhistd", "runhistd.config", "runhistd.daemon.*", "runhistd.store.*", "runhistd.model.*"),
         *("runhist", "runhist.paths", "runhist.protocol.*"),

@@ -30,7 +30,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("type", metavar="TYPE", help="your own word for what happened, or a kind; -: read from stdin")
     content = parser.add_mutually_exclusive_group()
     content.add_argument("--data", metavar="JSON", type=json_object, help="the event's data, a JSON object")
-    content.add_argument("--text", help='short for --data \'{"text": TEXT}\'')
+    content.add_argument("--text", help="short for --data '{\"text\": TEXT}'")
     parser.add_argument("--kind", help="what it means here (default: TYPE if that is a kind, else note)")
     parser.add_argument("--key", help="name of the event in its run: the same key again stores nothing")
     parser.add_argument("--step", metavar="ID", help="the step that it belongs to")
@@ -86,9 +86,7 @@ def _event(args: argparse.Namespace) -> Dict[str, Any]:
         data = {"text": plain_text(args.text)}
         if (args.kind or args.type) == "output":
             data["stream"] = "log"
-    return present(
-        type=args.type, kind=args.kind, key=args.key, step_id=args.step, attempt=args.attempt, data=data
-    )
+    return present(type=args.type, kind=args.kind, key=args.key, step_id=args.step, attempt=args.attempt, data=data)
 
 
 def _feed_lines(feed: Feed) -> None:

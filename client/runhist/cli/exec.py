@@ -46,9 +46,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--workflow", metavar="NAME", help="what is run (default: the command's base name)")
     parser.add_argument("--title", help="a title for people (default: the command line)")
     terminal = parser.add_mutually_exclusive_group()
-    terminal.add_argument(
-        "--pty", action="store_true", default=None, help="on a pseudo-terminal (default: on a terminal)"
-    )
+    terminal.add_argument("--pty", action="store_true", default=None, help="on a pseudo-terminal (default: on a terminal)")
     terminal.add_argument("--no-pty", dest="pty", action="store_false", help="with pipes, output and errors apart")
     parser.add_argument(
         "--max-output",

@@ -88,9 +88,7 @@ print("came", signal.sigtimedwait([{number}], 0.2))
 def test_a_signal_that_we_were_started_to_ignore_stays_ignored() -> None:
     code = "import signal; print(signal.getsignal(signal.SIGHUP) == signal.SIG_IGN)"
     inner = [*RUNHIST, "exec", "--", *PYTHON, code]
-    done = subprocess.run(
-        ["sh", "-c", 'trap "" HUP; exec "$@"', "sh", *inner], env=OFF, capture_output=True, check=True
-    )
+    done = subprocess.run(["sh", "-c", 'trap "" HUP; exec "$@"', "sh", *inner], env=OFF, capture_output=True, check=True)
     assert done.stdout == b"True\n"
 
 
@@ -145,9 +143,7 @@ def test_a_chatterbox_that_the_command_left_behind_does_not_hold_us_up() -> None
 
 def test_closed_standard_streams_stay_out_of_the_commands_way() -> None:
     inner = [*RUNHIST, "exec", "--", "sh", "-c", "cat; echo out; echo err >&2; exit 3"]
-    done = subprocess.run(
-        ["sh", "-c", 'exec "$@" <&- >&-', "sh", *inner], env=OFF, stderr=subprocess.PIPE, check=False
-    )
+    done = subprocess.run(["sh", "-c", 'exec "$@" <&- >&-', "sh", *inner], env=OFF, stderr=subprocess.PIPE, check=False)
     assert (done.returncode, done.stderr) == (3, b"err\n")
 
 
