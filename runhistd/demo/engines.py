@@ -23,7 +23,7 @@ from runhist import History, Run, Step
 
 STDLIB = Path(sysconfig.get_paths()["stdlib"])
 LEFT_OUT = frozenset({"site-packages", "dist-packages", "__pycache__", "test", "tests", "idlelib", "lib2to3"})
-CPU_SECOND_USD = 0.10
+CPU_SECOND_USD = 1.00
 PRICE_NOTE = f"costs are examples: ${CPU_SECOND_USD:.2f} a CPU second"
 
 
