@@ -70,8 +70,9 @@ class Link:
 
     def has_room(self, size: int) -> bool:
         """Whether an event of `size` bytes fits into the window; one alone always does."""
-        events = sum(outbox.held_events for outbox in self._outboxes)
-        held = sum(outbox.held_bytes for outbox in self._outboxes)
+        outboxes = list(self._outboxes)  # copied, because a signal handler may add one
+        events = sum(outbox.held_events for outbox in outboxes)
+        held = sum(outbox.held_bytes for outbox in outboxes)
         return events == 0 or (events < self._window and held + size <= self._window_bytes)
 
     def take(self, outbox: Outbox) -> None:
@@ -210,8 +211,11 @@ class Link:
             self._failures = 0
             self._gave_up = False
             self._trouble = None
-        for outbox in [outbox for outbox in self._outboxes if outbox.settled]:
-            del self._outboxes[outbox]
+        for outbox in list(self._outboxes):
+            if outbox.settled:
+                del self._outboxes[outbox]
+            if not outbox.settled:  # a signal handler may have recorded in between
+                self._outboxes[outbox] = None
         self._wake_sleepers()
 
     def _take_error(self, connection: Connection, flight: Optional[Flight], reply: Reply) -> None:
@@ -238,7 +242,7 @@ class Link:
         if connection is not None:
             connection.close()
         self._flights.clear()
-        for outbox in self._outboxes:
+        for outbox in list(self._outboxes):
             outbox.rewind()
         if trouble is not None:
             self._trouble = trouble

@@ -30,7 +30,7 @@ _OF_THE_RUN = (StaleEpoch, NoSuchRun, PermissionDenied)  # refusals that every e
 
 
 class Entry:
-    """An encoded event; `n` is 0 until it is sent."""
+    """An encoded event; `n` is 0 until it is sent, and may be lower when it is sent again."""
 
     __slots__ = ("encoded", "n", "type")
 
@@ -225,15 +225,10 @@ class Outbox:
         self.faults.add("history_lost", HistoryLost(text), text, max(1, self._acked_n - expected + 1))
         self._writer = new_uuid()  # what is unacknowledged is not stored, and begins a count of its own
         self._acked_n = self._alone_to = 0
-        for entry in self._waiting:
-            entry.n = 0
 
     def _drop(self, refusal: Refusal) -> None:
         """Give the first waiting event up; the next one gets its n."""
         entry = self._waiting.popleft()
         self.held_bytes -= len(entry.encoded)
-        self._alone_to -= 1
-        for later in self._waiting:
-            later.n = 0
         text = f"an event of type {entry.type!r} of run {self.run_id} was refused: {refusal}"
         self.faults.add(refusal.name, refusal, text)

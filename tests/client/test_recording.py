@@ -372,14 +372,14 @@ def test_a_full_window_holds_up_once_and_takes_the_end_of_the_run(small: SmallHi
     run.append("lost")
     history.deadline = LONG
     began = time.monotonic()
-    for _ in range(10):
+    for _ in range(100):
         run.append("lost")
     run.complete()
     assert time.monotonic() - began < LONG / 2
     small.before = lambda method, parameters: None
     history.close()
     run.flush()
-    assert words(small, run) == ["a", "run.completed"] and run.faults == 11
+    assert words(small, run) == ["a", "run.completed"] and run.faults == 101
     history.close()
 
 
@@ -459,6 +459,22 @@ def test_a_thread_that_waits_holds_no_other_up(small: SmallHistory, history: run
     assert quick.flush().stored == 100 and words(small, slow) == ["never answered"]
 
 
+def test_threads_that_wait_at_the_same_time_miss_no_receipt(small: SmallHistory, history: runhist.History) -> None:
+    def work() -> None:
+        run = history.begin_run()
+        for _ in range(200):
+            run.append("x")
+            run.flush()
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    began = time.monotonic()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(LONG)
+    assert time.monotonic() - began < LONG / 2  # whoever misses one sleeps to its deadline
+
+
 def test_an_interrupt_while_waiting_cancels_the_run_and_the_end_is_stored(
     small: SmallHistory, history: runhist.History
 ) -> None:
@@ -514,18 +530,33 @@ def test_interrupts_at_any_moment_lose_and_double_nothing(small: SmallHistory) -
     assert small.connections > 1
 
 
-def test_a_signal_handler_may_record(small: SmallHistory, history: runhist.History) -> None:
-    run = history.begin_run()
-    previous = signal.signal(signal.SIGUSR1, lambda *_: run.append("from the handler"))
-    try:
-        for i in range(200):
-            run.append("x", {"i": i})
-            if i % 10 == 0:
-                os.kill(os.getpid(), signal.SIGUSR1)
-    finally:
-        signal.signal(signal.SIGUSR1, previous)
-    assert run.flush().stored == 220
-    assert [s.event["data"]["i"] for s in small.stored if s.event["type"] == "x"] == list(range(200))
+SIGNALLED = """
+import json, signal, sys, runhist
+handled = 0
+def handle(*_):
+    global handled
+    handled += 1
+    run.append("from the handler", {"i": handled - 1})
+run = runhist.connect(deadline=30).begin_run()
+signal.signal(signal.SIGALRM, handle)
+signal.setitimer(signal.ITIMER_REAL, 0.001, 0.0011)
+i = 0
+while handled < 200:
+    run.append("x", {"i": i})
+    i += 1
+signal.setitimer(signal.ITIMER_REAL, 0)
+json.dump([i, handled, run.flush().durable], sys.stdout)
+"""
+
+
+def test_a_signal_handler_may_record_at_any_moment(small: SmallHistory) -> None:
+    told = subprocess.run([sys.executable, "-c", SIGNALLED], stdout=subprocess.PIPE, timeout=LONG, check=True)
+    recorded, handled, durable = json.loads(told.stdout)
+    assert durable == "committed"
+    stored = [(s.event["type"], s.event["data"]["i"]) for s in small.stored]
+    assert [i for type, i in stored if type == "x"] == list(range(recorded))
+    assert len(stored) == len(set(stored)) == recorded + handled
+    assert small.connections == 1
 
 
 def test_a_log_handler_may_record_the_faults_it_is_told(small: SmallHistory, history: runhist.History) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import runhist
+from runhist.step import _open_steps
 
 if TYPE_CHECKING:
     from .conftest import SmallHistory
@@ -133,6 +134,7 @@ def test_a_step_within_a_step_has_it_as_parent(small: SmallHistory, run: runhist
             pass
     with run.step("f"):
         pass
+    assert _open_steps.get() == ()
     parents = {step_id: parent for kind, step_id, _, parent in steps(small, run) if kind == "started"}
     assert parents == {"a": None, "b": "a", "c": "b", "d": "a", "e": "a", "f": None}
 
