@@ -98,7 +98,7 @@ class Endpoint(trio.abc.Listener[trio.SocketStream]):
 
 
 @contextlib.asynccontextmanager
-async def open_listeners(paths: Sequence[Path]) -> AsyncIterator[Sequence[Endpoint]]:
+async def open_listeners(paths: Sequence[Path]) -> AsyncIterator[list[Endpoint]]:
     """Listen at all the paths for the block, and bind again what vanishes. Raises ListenFault when none can be bound.
 
     A path that cannot be bound now is logged and tried again. An exception leaves the block inside an ExceptionGroup.
