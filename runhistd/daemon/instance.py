@@ -125,7 +125,7 @@ class Instance:
             elif found != self._seen[path]:
                 raise InstanceLost(path)
 
-    def record_storage_fault(self, now_us: int) -> None:
+    def record_storage_failure(self, now_us: int) -> None:
         """Note that the daemon is about to end because the storage failed. A fault in doing so is only logged."""
         recent = [*self._recent_faults(now_us), now_us]
         fresh = self.state_dir / f"{STORAGE_FAULTS_NAME}.new"

@@ -257,7 +257,7 @@ def test_three_storage_faults_in_ten_minutes_are_damage_over_restarts(state_dir:
     for minute in (0, 4, 8):
         with Instance.take(state_dir) as taken:
             assert not taken.damaged(minute * 60 * SECOND_US)
-            taken.record_storage_fault(minute * 60 * SECOND_US)
+            taken.record_storage_failure(minute * 60 * SECOND_US)
     with Instance.take(state_dir) as taken:
         assert taken.damaged(9 * 60 * SECOND_US)
         assert not taken.damaged(11 * 60 * SECOND_US), "the first has been forgotten"
@@ -266,14 +266,14 @@ def test_three_storage_faults_in_ten_minutes_are_damage_over_restarts(state_dir:
 def test_storage_faults_further_apart_are_no_damage(state_dir: Path) -> None:
     with Instance.take(state_dir) as taken:
         for minute in (0, 6, 12, 18):
-            taken.record_storage_fault(minute * 60 * SECOND_US)
+            taken.record_storage_failure(minute * 60 * SECOND_US)
         assert not taken.damaged(18 * 60 * SECOND_US)
 
 
 def test_a_clock_that_was_set_back_does_not_keep_the_damage(state_dir: Path) -> None:
     with Instance.take(state_dir) as taken:
         for _ in range(3):
-            taken.record_storage_fault(1000 * SECOND_US)
+            taken.record_storage_failure(1000 * SECOND_US)
         assert not taken.damaged(999 * SECOND_US)
 
 
@@ -282,11 +282,11 @@ def test_a_torn_note_of_storage_faults_counts_as_none(torn: bytes, state_dir: Pa
     with Instance.take(state_dir) as taken:
         (state_dir / "storage-faults").write_bytes(torn)
         assert not taken.damaged(2 * SECOND_US)
-        taken.record_storage_fault(2 * SECOND_US)
+        taken.record_storage_failure(2 * SECOND_US)
 
 
 def test_a_storage_fault_that_cannot_be_noted_is_only_logged(state_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
     with Instance.take(state_dir) as taken:
         (state_dir / "storage-faults.new").mkdir()
-        taken.record_storage_fault(SECOND_US)
+        taken.record_storage_failure(SECOND_US)
     assert "could not be noted" in caplog.text
