@@ -16,7 +16,7 @@ MAY_IMPORT = {
     "runhistd": {"runhist"},
     "runhistd.__main__": {"runhistd.cli"},
     "runhistd.cli": {
-        *("runhistd", "runhistd.config", "runhistd.demo", "runhistd.daemon.*", "runhistd.store.*", "runhist.paths"),
+        *("runhistd", "runhistd.config", "runhistd.demo.*", "runhistd.daemon.*", "runhistd.store.*", "runhist.paths"),
     },
     "runhistd.config": set(),
     "runhistd.demo": {"runhistd", "runhistd.demo.*", "runhist.*"},
