@@ -1,0 +1,334 @@
+"""From bytes to requests: what a peer may say, checked before anything else sees it.
+
+The two calls that write are decoded by msgspec straight into frozen Structs, their `data` kept as the bytes that came.
+Everything else is a control call: cattrs builds it, with hooks that convert nothing. Either way what does not fit the
+interface is InvalidParameter with the path of the member. msgspec does not look into `data`, so what JSON allows and a
+history must not keep (NUL characters, lone surrogates, numbers beyond a double, depth) is looked for here: cheaply
+first, exactly only where the cheap look found something.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+from uuid import UUID
+
+import cattrs
+import msgspec
+from attrs import field, frozen
+from cattrs.errors import ClassValidationError, ForbiddenExtraKeysError, IterableValidationError
+from msgspec import Raw, Struct
+
+from runhistd.model.decide import Append
+from runhistd.model.errors import InvalidParameter, TooLarge
+from runhistd.model.events import EMPTY, MAX_COUNT, Count, Event, Positive, RunSpec, fault_path
+from runhistd.model.ids import check_name
+
+MAX_DEPTH = 64
+_ESCAPE = re.compile(rb"\\(?:u([0-9a-fA-F]{4})|.)", re.DOTALL)
+_LARGE_EXPONENT = re.compile(rb"[0-9][eE]\+?[0-9]{3}")
+
+
+class MalformedCall(Exception):
+    """The frame is no varlink call; the peer gets `parameter` as its fault, and the connection is closed."""
+
+    def __init__(self, parameter: str) -> None:
+        super().__init__(parameter)
+        self.parameter = parameter
+
+
+class Envelope(Struct, frozen=True, forbid_unknown_fields=True):
+    """A varlink call."""
+
+    method: str
+    parameters: Raw = EMPTY
+    more: bool = False
+    oneway: bool = False
+    upgrade: bool = False
+    size: int = 0
+    """Bytes of the frame; not a member of the call."""
+
+
+class BeginCall(Struct, frozen=True, forbid_unknown_fields=True):
+    """BeginRun."""
+
+    run: Raw
+    lease_key: UUID
+    owner_pid: Positive | None = None
+    caller_pid: Positive | None = None
+
+
+class AppendCall(Struct, frozen=True, forbid_unknown_fields=True):
+    """Append."""
+
+    run_id: str
+    events: list[Event]
+    namespace: str | None = None
+    epoch: Count | None = None
+    writer: UUID | None = None
+    first_n: Positive | None = None
+
+
+_decode_envelope = msgspec.json.Decoder(Envelope).decode
+_decode_begin = msgspec.json.Decoder(BeginCall).decode
+_decode_append = msgspec.json.Decoder(AppendCall).decode
+_decode_spec = msgspec.json.Decoder(RunSpec).decode
+_decode_any = msgspec.json.Decoder().decode
+
+
+def decode_envelope(frame: bytes) -> Envelope:
+    """The call in a frame. Raises MalformedCall."""
+    try:
+        text = str(frame, "utf-8")
+        del text  # msgspec does not look at the bytes of what it keeps raw
+        envelope = _decode_envelope(frame)
+    except msgspec.ValidationError as error:
+        raise MalformedCall(fault_path(error).removeprefix(".") or "call") from error
+    except (ValueError, RecursionError) as error:
+        raise MalformedCall("call") from error
+    return msgspec.structs.replace(envelope, size=len(frame))
+
+
+def decode_begin(parameters: Raw) -> tuple[BeginCall, RunSpec]:
+    """BeginRun's parameters and its RunSpec. Raises InvalidParameter."""
+    try:
+        call = _decode_begin(parameters)
+    except msgspec.ValidationError as error:
+        raise _invalid(error) from error
+    try:
+        spec = _decode_spec(call.run)
+    except msgspec.ValidationError as error:
+        raise InvalidParameter(f"run{fault_path(error)}") from error
+    _check_json(bytes(call.run), "run")
+    check_name("run.run_id", spec.run_id)
+    if spec.namespace is not None:
+        check_name("run.namespace", spec.namespace)
+    return call, spec
+
+
+def decode_append(parameters: Raw, uid: int, event_bytes: int) -> Append:
+    """Append's parameters as a request of that user. Raises InvalidParameter, TooLarge."""
+    try:
+        call = _decode_append(parameters)
+    except msgspec.ValidationError as error:
+        raise _invalid(error) from error
+    except RecursionError as error:
+        raise InvalidParameter("events") from error
+    check_name("run_id", call.run_id)
+    namespace = check_name("namespace", call.namespace) if call.namespace is not None else "default"
+    if not call.events:
+        raise InvalidParameter("events")
+    events = [_check_event(event, i, event_bytes) for i, event in enumerate(call.events)]
+    if _has_bad_escape(bytes(parameters)):
+        raise InvalidParameter("events")
+    return Append(uid, namespace, call.run_id, call.epoch, call.writer, call.first_n, events)
+
+
+def _check_event(event: Event, i: int, event_bytes: int) -> Event:
+    data = bytes(event.data)
+    if len(data) > event_bytes:
+        raise TooLarge(f"events[{i}].data", event_bytes)
+    if not data.startswith(b"{"):
+        if data != b"null":
+            raise InvalidParameter(f"events[{i}].data")
+        return msgspec.structs.replace(event, data=EMPTY)
+    _check_json(data, f"events[{i}].data")
+    return msgspec.structs.replace(event, data=Raw(data))  # a view would keep the whole frame in memory
+
+
+def _check_json(text: bytes, path: str) -> None:
+    deep = text.count(b"{") + text.count(b"[") > MAX_DEPTH
+    try:
+        if (deep or _LARGE_EXPONENT.search(text)) and not _is_plain(_decode_any(text), MAX_DEPTH):
+            raise InvalidParameter(path)
+    except (ValueError, RecursionError) as error:
+        raise InvalidParameter(path) from error
+    if b"\\u" in text and _has_bad_escape(text):
+        raise InvalidParameter(path)
+
+
+def _is_plain(value: Any, depth: int) -> bool:
+    """Whether every number is finite and nothing is nested deeper than that."""
+    if isinstance(value, float):
+        return math.isfinite(value)
+    if isinstance(value, dict | list):
+        parts = value.values() if isinstance(value, dict) else value
+        return depth > 0 and all(_is_plain(part, depth - 1) for part in parts)
+    return True
+
+
+def _has_bad_escape(text: bytes) -> bool:
+    r"""Whether a string holds \u0000 or half of a surrogate pair."""
+    if b"\\u" not in text:
+        return False
+    high_ends_at = -1  # of a leading surrogate that its other half must follow at once
+    for match in _ESCAPE.finditer(text):
+        code = int(match[1], 16) if match[1] else -1
+        is_low = 0xDC00 <= code <= 0xDFFF
+        if code == 0 or is_low != (high_ends_at == match.start()) or (high_ends_at >= 0 and not is_low):
+            return True
+        high_ends_at = match.end() if 0xD800 <= code <= 0xDBFF else -1
+    return high_ends_at >= 0
+
+
+def _invalid(error: msgspec.ValidationError) -> InvalidParameter:
+    return InvalidParameter(fault_path(error).removeprefix(".") or "parameters")
+
+
+# --- control calls ---
+
+
+@frozen
+class Describe:
+    """Describe."""
+
+
+@frozen
+class GetStatus:
+    """GetStatus."""
+
+
+@frozen
+class GetInfo:
+    """org.varlink.service.GetInfo."""
+
+
+@frozen
+class GetInterfaceDescription:
+    """org.varlink.service.GetInterfaceDescription."""
+
+    interface: str
+
+
+@frozen
+class GetRun:
+    """GetRun."""
+
+    run_id: str
+    namespace: str | None = None
+
+
+@frozen
+class ListRuns:
+    """ListRuns."""
+
+    namespace: str | None = None
+    status: list[str] | None = None
+    agent_id: str | None = None
+    workflow: str | None = None
+    parent_run_id: str | None = None
+    since_us: int | None = None
+    name: str | None = None
+    page: str | None = None
+    limit: int | None = None
+
+
+@frozen
+class GetSteps:
+    """GetSteps."""
+
+    run_id: str
+    namespace: str | None = None
+    page: str | None = None
+    limit: int | None = None
+
+
+@frozen
+class GetUsage:
+    """GetUsage."""
+
+    run_id: str
+    namespace: str | None = None
+    page: str | None = None
+    limit: int | None = None
+
+
+@frozen
+class GetEvents:
+    """GetEvents."""
+
+    run_id: str
+    namespace: str | None = None
+    after_seq: int | None = None
+    from_checkpoint: bool | None = None
+    types: list[str] | None = None
+    kinds: list[str] | None = None
+    limit: int | None = None
+
+
+@frozen
+class Cursor:
+    """A place in a history."""
+
+    position: int
+    instance_id: str | None = None
+
+
+@frozen
+class Follow:
+    """Follow."""
+
+    cursor: Cursor | None = None
+    tail: int | None = None
+    namespace: str | None = None
+    run_id: str | None = None
+    agent_id: str | None = None
+    types: list[str] | None = field(default=None)
+    kinds: list[str] | None = None
+    heartbeat_us: int | None = None
+
+
+def structure(parameters: Raw, cls: type[Any]) -> Any:
+    """A control call of that class. Raises InvalidParameter with the path of the first member that does not fit."""
+    try:
+        members = _decode_any(parameters)
+        if not isinstance(members, dict):
+            raise InvalidParameter("parameters")
+        return _converter.structure(members, cls)
+    except ClassValidationError as error:
+        raise InvalidParameter(_path(error).removeprefix(".") or "parameters") from error
+    except (ValueError, RecursionError) as error:
+        raise InvalidParameter("parameters") from error
+
+
+def _path(error: BaseException) -> str:
+    if isinstance(error, ForbiddenExtraKeysError):
+        return f".{min(error.extra_fields)}"
+    if isinstance(error, ClassValidationError):
+        members, others = error.group_exceptions()
+        if members:
+            fault, note = members[0]
+            return f".{note.name}{_path(fault)}"
+        return _path(others[0])
+    if isinstance(error, IterableValidationError):
+        (fault, at), *_ = error.group_exceptions()[0]
+        return f"[{at.index}]{_path(fault)}"
+    return ""
+
+
+def _only(cls: type) -> Any:
+    def hook(value: object, _: type) -> object:
+        if type(value) is not cls or (cls is int and not 0 <= value <= MAX_COUNT):  # type: ignore[operator]
+            raise ValueError(f"not {cls.__name__}")
+        return value
+
+    return hook
+
+
+def _strict_list(value: object, _: type) -> list[str]:
+    if not isinstance(value, list):
+        raise ValueError("not a list")
+    return _list_converter.structure(value, list[str])
+
+
+def _make_converter() -> cattrs.Converter:
+    converter = cattrs.Converter(forbid_extra_keys=True, detailed_validation=True)
+    for cls in (int, str, bool):
+        converter.register_structure_hook(cls, _only(cls))
+    return converter
+
+
+_list_converter = _make_converter()
+_converter = _make_converter()
+_converter.register_structure_hook_func(lambda cls: cls == list[str], _strict_list)

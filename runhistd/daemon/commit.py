@@ -1,0 +1,153 @@
+"""The committer: the one task that writes.
+
+Everything that waits goes into one transaction, because one commit for all is many times cheaper than one each. The
+commit runs on the event loop's own thread: handing it to another thread costs more than a sync takes on a fast disk,
+and on a slow one there is nothing to do meanwhile but to gather the next batch, which the sockets hold for us.
+
+After a commit that served n requests and took long, the next one waits until n are there again or half that time has
+passed: where a sync takes milliseconds that brings all writers into every commit. A lone writer never waits.
+
+SQLite's own checkpoints are off. The committer checkpoints when the WAL has grown, and when it has been idle; before
+each it makes sure that the files are still the ones at their paths, or nothing may be acknowledged any more.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+from uuid import uuid4
+
+import trio
+
+from runhistd.model.errors import Damaged, InternalError, Refusal
+from runhistd.store.log import Appended, Begun, Committed, EventLog, Failed, Request
+
+from .instance import Instance
+
+logger = logging.getLogger("runhistd.commit")
+
+MAX_BATCH = 1000  # requests in one transaction, so that none waits long for the others
+CHECKPOINT_BYTES = 4 * 1024 * 1024
+TRUNCATE_BYTES = 64 * 1024 * 1024
+IDLE_S = 5.0
+SLOW_COMMIT_S = 0.0005  # below this, waiting for more writers costs more than it saves
+
+Outcome = Begun | Appended | Refusal
+
+
+class Slot(Protocol):
+    """Where the outcome of a request goes."""
+
+    def settle(self, outcome: Outcome) -> None:
+        """Take the outcome. Must not block."""
+
+    def flush(self) -> None:
+        """Send what is settled. Must not block."""
+
+
+def now_us() -> int:
+    """The wall clock in microseconds."""
+    return time.time_ns() // 1000
+
+
+class Committer:
+    """Takes requests, commits them in batches, and settles their slots after the commit.
+
+    `log` is None when the history may only be read; every request is then refused as Damaged.
+    """
+
+    def __init__(
+        self,
+        log: EventLog | None,
+        instance: Instance,
+        queue_bytes: int,
+        on_commit: Callable[[list[Committed]], None],
+    ) -> None:
+        self._log = log
+        self._instance = instance
+        self._queue_bytes = queue_bytes
+        self._on_commit = on_commit
+        self._queue: deque[tuple[Request, Slot, int]] = deque()
+        self._queued_bytes = 0
+        self._wanted = 1
+        self._arrived = trio.Event()
+        self._room = trio.Event()
+        self._last_now_us = 0
+        self._last_commit_s = 0.0
+        self._last_served = 0
+        self.latencies_us: deque[int] = deque(maxlen=1000)
+        self.commits = 0
+
+    def submit(self, request: Request, slot: Slot, size: int) -> None:
+        """Queue a request of that many bytes; its slot is settled when it is on disk, or refused."""
+        if self._log is None:
+            slot.settle(Damaged("runhistd verify"))
+            return
+        self._queue.append((request, slot, size))
+        self._queued_bytes += size
+        if len(self._queue) >= self._wanted:
+            self._arrived.set()
+
+    async def wait_room(self) -> None:
+        """Return when the queue is below its bound: whoever reads requests waits here first."""
+        while self._queued_bytes >= self._queue_bytes:
+            await self._room.wait()
+
+    async def run(self) -> None:
+        """Commit until cancelled. Raises StorageFault or InstanceLost, after which nobody may be answered."""
+        while True:
+            await self._wait(1, IDLE_S)
+            if not self._queue:
+                self._checkpoint(truncate=True)
+                await self._wait(1, float("inf"))
+            if self._last_served > 1 and self._last_commit_s >= SLOW_COMMIT_S:
+                await self._wait(self._last_served, self._last_commit_s / 2)
+            self.commit_queued()
+            await trio.lowlevel.checkpoint()
+
+    def commit_queued(self) -> None:
+        """Commit what waits, up to a batch, and hand out the outcomes."""
+        if self._log is None or not self._queue:
+            return
+        taken = [self._queue.popleft() for _ in range(min(len(self._queue), MAX_BATCH))]
+        started_s = time.perf_counter()
+        self._last_now_us = max(now_us(), self._last_now_us)
+        batch = self._log.apply([request for request, _, _ in taken], self._last_now_us)
+        self._last_commit_s = time.perf_counter() - started_s
+        self._last_served = len(taken)
+        self.commits += 1
+        self.latencies_us.append(int(self._last_commit_s * 1_000_000))
+        for (_, slot, size), outcome in zip(taken, batch.outcomes, strict=True):
+            self._queued_bytes -= size
+            slot.settle(_isolate(outcome) if isinstance(outcome, Failed) else outcome)
+        for slot in {id(slot): slot for _, slot, _ in taken}.values():
+            slot.flush()
+        self._room.set()
+        self._room = trio.Event()
+        self._on_commit(batch.events)
+        if self._log.wal_bytes >= CHECKPOINT_BYTES:
+            self._checkpoint(truncate=self._log.wal_bytes >= TRUNCATE_BYTES)
+
+    async def _wait(self, wanted: int, at_most_s: float) -> None:
+        """Return when that many requests wait, or the time has passed."""
+        self._wanted = wanted
+        with trio.move_on_after(at_most_s):
+            while len(self._queue) < wanted:
+                self._arrived = trio.Event()
+                await self._arrived.wait()
+
+    def _checkpoint(self, *, truncate: bool) -> None:
+        if self._log is not None and self._log.wal_bytes:
+            self._instance.check_inodes()
+            self._log.checkpoint(truncate=truncate)
+
+
+def _isolate(failed: Failed) -> InternalError:
+    """Log a fault of ours under an id that the reply carries."""
+    request_id = str(uuid4())
+    logger.error("a request failed", exc_info=failed.error, extra={"fields": {"request_id": request_id}})
+    return InternalError(request_id)
+

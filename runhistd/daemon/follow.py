@@ -1,0 +1,154 @@
+"""Followers: cursors into the log.
+
+A follower never has a queue of its own: it looks from its cursor, sends, and looks again, so that a slow one lags and
+costs nothing. Those that keep up share the newest committed events in memory, encoded once; only those behind read the
+database. A commit wakes the followers of the runs that it touched and carries no data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import msgspec
+import trio
+from attrs import define, frozen
+
+from runhistd.model.events import StoredEvent
+from runhistd.model.views import EventFilter
+from runhistd.store.log import Committed
+
+PAGE_EVENTS = 100
+PAGE_BYTES = 1024 * 1024
+TAIL_BYTES = 8 * 1024 * 1024
+
+RunName = tuple[int, str, str]
+"""uid, namespace, run_id."""
+
+_encode = msgspec.json.Encoder().encode
+
+
+def encode_event(event: StoredEvent) -> bytes:
+    """An event as it stands in a reply."""
+    return _encode(event)
+
+
+@define
+class _Recent:
+    committed: Committed
+    json: bytes | None = None
+
+    def encoded(self) -> bytes:
+        if self.json is None:
+            self.json = encode_event(self.committed.event)
+        return self.json
+
+
+@frozen
+class Page:
+    """Encoded events, and up to which position the log was looked at for them."""
+
+    events: list[bytes]
+    looked_at: int
+
+
+class Tail:
+    """The newest committed events in memory, and the followers that wait for more."""
+
+    def __init__(self, position: int) -> None:
+        self.position = position
+        self._start = position  # everything behind it is here
+        self._recent: list[_Recent] = []
+        self._bytes = 0
+        self._waiting: dict[RunName | None, set[trio.Event]] = {}
+
+    def extend(self, events: list[Committed]) -> None:
+        """Take in what was just committed, and wake those who wait for it."""
+        if not events:
+            return
+        self._recent += map(_Recent, events)
+        self._bytes += sum(_size(committed) for committed in events)
+        self.position = events[-1].event.position
+        if self._bytes > 2 * TAIL_BYTES:
+            self._trim()
+        touched: set[RunName | None] = {(c.uid, c.event.namespace, c.event.run_id) for c in events}
+        for name in (None, *touched):
+            for event in self._waiting.get(name, ()):
+                event.set()
+
+    def after(self, position: int, uid: int, filter: EventFilter) -> Page | None:
+        """The next page behind a position, or None when that lies further back than memory reaches."""
+        if position < self._start:
+            return None
+        events: list[bytes] = []
+        size = 0
+        for recent in self._recent[position - self._start :]:
+            event = recent.committed.event
+            if recent.committed.uid != uid or not filter.matches(
+                event.namespace, event.run_id, recent.committed.agent_id, event.type, event.kind
+            ):
+                continue
+            size += len(recent.encoded())
+            if events and (len(events) == PAGE_EVENTS or size > PAGE_BYTES):
+                return Page(events, event.position - 1)
+            events.append(recent.encoded())
+        return Page(events, self.position)
+
+    async def wait(self, name: RunName | None, at_most_s: float) -> bool:
+        """Wait for the next commit, of that run or of any; False when the time passed first."""
+        arrived = trio.Event()
+        waiting = self._waiting.setdefault(name, set())
+        waiting.add(arrived)
+        try:
+            with trio.move_on_after(at_most_s):
+                await arrived.wait()
+            return arrived.is_set()
+        finally:
+            waiting.discard(arrived)
+            if not waiting and self._waiting.get(name) is waiting:
+                del self._waiting[name]
+
+    def _trim(self) -> None:
+        kept = 0
+        first = len(self._recent)
+        while first > 0 and kept + _size(self._recent[first - 1].committed) <= TAIL_BYTES:
+            first -= 1
+            kept += _size(self._recent[first].committed)
+        self._start = self._recent[first - 1].committed.event.position if first else self._start
+        del self._recent[:first]
+        self._bytes = kept
+
+
+def _size(committed: Committed) -> int:
+    return len(memoryview(committed.event.data)) + 512  # and the members around it, roughly
+
+
+async def follow(
+    tail: Tail,
+    uid: int,
+    filter: EventFilter,
+    position: int,
+    heartbeat_s: float,
+    read: Callable[[int], Awaitable[Page]],
+    send: Callable[[Page], Awaitable[None]],
+) -> None:
+    """Send pages from behind `position` for ever: the first at once, empty ones only as heartbeats.
+
+    `read` looks into the database where memory does not reach; `send` returns when the peer can take more.
+    """
+    name = None
+    if filter.run_id is not None and filter.namespace is not None:
+        name = (uid, filter.namespace, filter.run_id)
+    is_due = True
+    while True:
+        page = tail.after(position, uid, filter)
+        if page is None:
+            page = await read(position)
+        caught_up = page.looked_at >= tail.position
+        position = page.looked_at
+        if page.events or is_due:
+            await send(page)
+            is_due = False
+        elif not caught_up:
+            await trio.lowlevel.checkpoint()
+        if caught_up and tail.position <= position:
+            is_due = not await tail.wait(name, heartbeat_s)

@@ -1,0 +1,381 @@
+"""What each method does: one function a method, found by a table.
+
+The two writes only make a request for the committer. Everything else reads, in a thread with one of a few read-only
+connections, and answers with the wire's own types.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import apsw
+import cattrs
+import msgspec
+import trio
+from msgspec import Raw
+
+import runhistd
+from runhist.protocol import INTERFACE, SERVICE, interface_text
+from runhistd.config import Config
+from runhistd.model.decide import Begin
+from runhistd.model.errors import InvalidParameter, PositionExpired, ShuttingDown
+from runhistd.model.events import KINDS, STATUSES
+from runhistd.model.ids import check_name
+from runhistd.model.views import EventFilter, RunFilter
+from runhistd.store import reader
+from runhistd.store.database import SCHEMA_VERSION
+
+from . import calls
+from .commit import Committer, now_us
+from .follow import PAGE_BYTES, PAGE_EVENTS, Page, Tail, encode_event, follow
+from .instance import Instance
+from .server import Connection, Peer, Reply
+
+MAX_READERS = 4
+LIST_LIMIT = 50
+MAX_LIST_LIMIT = 1000
+HEARTBEAT_S = 3600.0  # of followers that asked for none: the cursor of a quiet filter still moves
+FEATURES: list[str] = []
+T = TypeVar("T")
+
+_views = cattrs.Converter()
+_views.register_unstructure_hook(Raw, lambda raw: raw)
+_encode = msgspec.json.Encoder().encode
+
+
+class Service:
+    """What all connections share."""
+
+    def __init__(self, instance: Instance, config: Config, instance_id: str, committer: Committer, tail: Tail) -> None:
+        self.instance = instance
+        self.config = config
+        self.instance_id = instance_id
+        self.committer = committer
+        self.tail = tail
+        self.connections: set[Connection] = set()
+        self.sockets: list[str] = []
+        self.state = "recording"
+        self.large_frame = trio.Lock()
+        self.stopping = trio.Event()
+        self.started_us = now_us()
+        self._readers: list[apsw.Connection] = []
+        self._reading = trio.CapacityLimiter(MAX_READERS)
+
+    def submit(self, connection: Connection, call: calls.Envelope, reply: Reply) -> bool:
+        """Queue a write; False when the call is none. Raises Refusal."""
+        if call.method == f"{INTERFACE}.Append":
+            self._refuse_when_stopping()
+            request = calls.decode_append(call.parameters, connection.peer.uid, self.config.event_bytes)
+            self.committer.submit(request, reply, call.size)
+            return True
+        if call.method == f"{INTERFACE}.BeginRun":
+            self._refuse_when_stopping()
+            self.committer.submit(begin_request(connection.peer, call.parameters), reply, call.size)
+            return True
+        return False
+
+    async def answer(self, connection: Connection, call: calls.Envelope, reply: Reply) -> None:
+        """Carry out any other call. Raises Refusal."""
+        interface, _, method = call.method.rpartition(".")
+        if interface not in (INTERFACE, SERVICE):
+            reply.fail("InterfaceNotFound", interface=interface)
+            return
+        found = METHODS.get(call.method)
+        if found is None:
+            reply.fail("MethodNotFound", method=method)
+            return
+        cls, handle = found
+        self._refuse_when_stopping()
+        asked = calls.structure(call.parameters, cls)
+        if method in STREAMS and call.more:
+            await STREAMS[method](self, connection, asked)
+        elif handle is None:
+            reply.fail("ExpectedMore")
+        else:
+            reply.frame = connection.machine.send_reply(await handle(self, connection.peer, asked))
+
+    async def read(self, function: Callable[..., T], *arguments: Any, **options: Any) -> T:
+        """Call a function of the reader with a connection of its own, in a thread."""
+
+        def call() -> T:
+            connection = self._readers.pop() if self._readers else reader.open_reader(self.instance.database)
+            try:
+                return function(connection, *arguments, **options)
+            finally:
+                self._readers.append(connection)
+
+        return await trio.to_thread.run_sync(call, limiter=self._reading)
+
+    def close(self) -> None:
+        """Close the read-only connections."""
+        while self._readers:
+            self._readers.pop().close()
+
+    def _refuse_when_stopping(self) -> None:
+        if self.stopping.is_set():
+            raise ShuttingDown
+
+
+def begin_request(peer: Peer, parameters: Raw) -> Begin:
+    """BeginRun as a request. The owner is the peer, or a process of its user that it names."""
+    call, spec = calls.decode_begin(parameters)
+    owner_pid = peer.pid
+    if call.owner_pid is not None:
+        if call.caller_pid != peer.pid:
+            raise InvalidParameter("caller_pid")  # it counts processes otherwise than we do: owner_pid means another
+        owner_pid = call.owner_pid
+        try:
+            if Path(f"/proc/{owner_pid}").stat().st_uid != peer.uid:
+                raise InvalidParameter("owner_pid")
+        except OSError as error:
+            raise InvalidParameter("owner_pid") from error
+    namespace = spec.namespace or "default"
+    return Begin(peer.uid, namespace, spec.run_id, call.lease_key, owner_pid, bytes(call.run), spec.time_us)
+
+
+async def get_info(service: Service, peer: Peer, call: calls.GetInfo) -> Any:
+    return {
+        "vendor": "runhist",
+        "product": "runhistd",
+        "version": runhistd.__version__,
+        "url": "https://varlink.org",
+        "interfaces": [SERVICE, INTERFACE],
+    }
+
+
+async def get_interface_description(service: Service, peer: Peer, call: calls.GetInterfaceDescription) -> Any:
+    if call.interface not in (INTERFACE, SERVICE):
+        raise InvalidParameter("interface")
+    return {"description": interface_text() if call.interface == INTERFACE else SERVICE_TEXT}
+
+
+async def describe(service: Service, peer: Peer, call: calls.Describe) -> Any:
+    return {
+        "version": runhistd.__version__,
+        "features": FEATURES,
+        "limits": {"frame_bytes": service.config.frame_bytes, "event_bytes": service.config.event_bytes},
+        "instance_id": service.instance_id,
+        "schema": SCHEMA_VERSION,
+        "database": str(service.instance.database),
+    }
+
+
+async def get_run(service: Service, peer: Peer, call: calls.GetRun) -> Any:
+    run, detail = await service.read(reader.get_run, peer.uid, *name_of(call))
+    return _views.unstructure({"run": run, "detail": detail})
+
+
+async def list_runs(service: Service, peer: Peer, call: calls.ListRuns) -> Any:
+    for i, wanted_status in enumerate(call.status or ()):
+        if wanted_status not in STATUSES:
+            raise InvalidParameter(f"status[{i}]")
+    if call.name is not None:
+        check_name("name", call.name)
+    status = None if call.status is None else tuple(call.status)
+    wanted = RunFilter(
+        call.namespace, status, call.agent_id, call.workflow, call.parent_run_id, call.since_us, call.name
+    )
+    page = await service.read(reader.list_runs, peer.uid, wanted, whole_page(call.page), limit_of(call.limit))
+    return _views.unstructure({"runs": page.runs, "next_page": page.next_page, "total": page.total})
+
+
+async def get_steps(service: Service, peer: Peer, call: calls.GetSteps) -> Any:
+    arguments = (peer.uid, *name_of(call), whole_page(call.page), limit_of(call.limit, MAX_LIST_LIMIT))
+    steps, next_page = await service.read(reader.get_steps, *arguments)
+    return _views.unstructure({"steps": steps, "next_page": next_page})
+
+
+async def get_usage(service: Service, peer: Peer, call: calls.GetUsage) -> Any:
+    if call.page is not None:
+        check_usage_page(call.page)
+    arguments = (peer.uid, *name_of(call), call.page, limit_of(call.limit, MAX_LIST_LIMIT))
+    total, rows, next_page = await service.read(reader.get_usage, *arguments)
+    return _views.unstructure({"total": total, "rows": rows, "next_page": next_page})
+
+
+async def get_events(service: Service, peer: Peer, call: calls.GetEvents) -> Any:
+    events, next_after_seq = await read_events(service, peer, call, call.after_seq or 0)
+    return {"events": events, "next_after_seq": next_after_seq}
+
+
+async def get_status(service: Service, peer: Peer, call: calls.GetStatus) -> Any:
+    database = service.instance.database
+    counts = await service.read(reader.count_statuses, peer.uid)
+    wal = database.with_name(f"{database.name}-wal")
+    sorted_us = sorted(service.committer.latencies_us) or [0]
+    return _views.unstructure(
+        {
+            "version": runhistd.__version__,
+            "pid": os.getpid(),
+            "state": service.state,
+            "started_us": service.started_us,
+            "instance_id": service.instance_id,
+            "position": service.tail.position,
+            "database": str(database),
+            "database_bytes": database.stat().st_size,
+            "wal_bytes": wal.stat().st_size if wal.exists() else 0,
+            "free_bytes": shutil.disk_usage(database.parent).free,
+            "sockets": service.sockets,
+            "connections": len(service.connections),
+            "followers": sum(connection.is_following for connection in service.connections),
+            "runs": counts,
+            "commit": {
+                "commits": service.committer.commits,
+                "p50_us": sorted_us[len(sorted_us) // 2],
+                "p99_us": sorted_us[len(sorted_us) * 99 // 100],
+                "max_us": sorted_us[-1],
+            },
+        }
+    )
+
+
+async def stream_events(service: Service, connection: Connection, call: calls.GetEvents) -> None:
+    """GetEvents with `more`: page after page up to where the run is now."""
+    first, after_seq = await read_events(service, connection.peer, call, call.after_seq or 0)  # may still refuse
+
+    async def pages() -> None:
+        events, next_seq = first, after_seq
+        while next_seq is not None:
+            parameters = {"events": events, "next_after_seq": next_seq}
+            await connection.send_now(connection.machine.send_reply(parameters, continues=True))
+            events, next_seq = await read_events(service, connection.peer, call, next_seq)
+        await connection.send_now(connection.machine.send_reply({"events": events, "next_after_seq": None}))
+
+    await connection.stream_until_closed(pages)
+
+
+async def stream_follow(service: Service, connection: Connection, call: calls.Follow) -> None:
+    """Follow: until the peer closes or the daemon stops."""
+    peer, tail = connection.peer, service.tail
+    wanted = filter_of(call)
+    position = tail.position
+    if call.cursor is not None:
+        position = call.cursor.position
+        if call.cursor.instance_id not in (None, service.instance_id) or position > tail.position:
+            raise PositionExpired(service.instance_id, tail.position)
+    elif call.tail:
+        position = await service.read(reader.tail_position, peer.uid, wanted, call.tail)
+
+    async def read(behind: int) -> Page:
+        options = {"limit": PAGE_EVENTS, "limit_bytes": PAGE_BYTES}
+        events, looked_at = await service.read(reader.events_after, peer.uid, wanted, behind, **options)
+        return Page([encode_event(event) for event in events], looked_at)
+
+    async def send(page: Page) -> None:
+        await connection.send_now(follow_frame(page, service.instance_id))
+
+    async def until_stop() -> None:
+        async with trio.open_nursery() as nursery:
+            heartbeat_s = HEARTBEAT_S if call.heartbeat_us is None else max(call.heartbeat_us / 1e6, 0.001)
+            nursery.start_soon(functools.partial(follow, tail, peer.uid, wanted, position, heartbeat_s, read, send))
+            await service.stopping.wait()
+            nursery.cancel_scope.cancel()
+        reply = connection.add_reply()
+        reply.refuse(ShuttingDown())
+        await connection.sent(0)
+
+    await connection.stream_until_closed(until_stop)
+
+
+def follow_frame(page: Page, instance_id: str) -> bytes:
+    """A reply of Follow, put together from events that are encoded already."""
+    items = b",".join(b'{"event":%b}' % event for event in page.events)
+    cursor = b'{"instance_id":%b,"position":%d}' % (_encode(instance_id), page.looked_at)
+    return b'{"parameters":{"items":[%b],"cursor":%b},"continues":true}\0' % (items, cursor)
+
+
+async def read_events(service: Service, peer: Peer, call: calls.GetEvents, after_seq: int) -> Any:
+    """One page of a run's events behind that seq, and where the next begins."""
+    check_kinds(call.kinds)
+    return await service.read(
+        reader.get_events,
+        peer.uid,
+        *name_of(call),
+        after_seq=after_seq,
+        from_checkpoint=bool(call.from_checkpoint),
+        types=None if call.types is None else frozenset(call.types),
+        kinds=None if call.kinds is None else frozenset(call.kinds),
+        limit=limit_of(call.limit, PAGE_EVENTS),
+        limit_bytes=PAGE_BYTES,
+    )
+
+
+def name_of(call: Any) -> tuple[str, str]:
+    """The namespace and run_id of a call about one run."""
+    namespace = "default" if call.namespace is None else check_name("namespace", call.namespace)
+    return namespace, check_name("run_id", call.run_id)
+
+
+def filter_of(call: calls.Follow) -> EventFilter:
+    """Which events a follower wants."""
+    check_kinds(call.kinds)
+    types = None if call.types is None else frozenset(call.types)
+    kinds = None if call.kinds is None else frozenset(call.kinds)
+    return EventFilter(call.namespace, call.run_id, call.agent_id, types, kinds)
+
+
+def check_kinds(kinds: list[str] | None) -> None:
+    """An unknown kind is a fault: it would match nothing, for ever."""
+    for i, kind in enumerate(kinds or ()):
+        if kind not in KINDS:
+            raise InvalidParameter(f"kinds[{i}]")
+
+
+def limit_of(limit: int | None, default: int = LIST_LIMIT) -> int:
+    """How many to give: what was asked for, within reason."""
+    return min(default if limit is None else max(limit, 1), MAX_LIST_LIMIT)
+
+
+def whole_page(page: str | None) -> str | None:
+    """A page token that is a number."""
+    if page is not None and not (page.isascii() and page.isdigit() and len(page) < 19):
+        raise InvalidParameter("page")
+    return page
+
+
+def check_usage_page(page: str) -> None:
+    """A page token of GetUsage: the key of the last row."""
+    try:
+        msgspec.json.decode(page, type=tuple[str, int, str, str])
+    except (msgspec.DecodeError, ValueError) as error:
+        raise InvalidParameter("page") from error
+
+
+Handler = Callable[[Service, Peer, Any], Awaitable[Any]]
+
+
+METHODS: dict[str, tuple[type[Any], Handler | None]] = {
+    f"{SERVICE}.GetInfo": (calls.GetInfo, get_info),
+    f"{SERVICE}.GetInterfaceDescription": (calls.GetInterfaceDescription, get_interface_description),
+    f"{INTERFACE}.Describe": (calls.Describe, describe),
+    f"{INTERFACE}.GetRun": (calls.GetRun, get_run),
+    f"{INTERFACE}.ListRuns": (calls.ListRuns, list_runs),
+    f"{INTERFACE}.GetSteps": (calls.GetSteps, get_steps),
+    f"{INTERFACE}.GetUsage": (calls.GetUsage, get_usage),
+    f"{INTERFACE}.GetEvents": (calls.GetEvents, get_events),
+    f"{INTERFACE}.Follow": (calls.Follow, None),
+    f"{INTERFACE}.GetStatus": (calls.GetStatus, get_status),
+}
+STREAMS: dict[str, Callable[[Service, Connection, Any], Awaitable[None]]] = {
+    "GetEvents": stream_events,
+    "Follow": stream_follow,
+}
+SERVICE_TEXT = """\
+# What every varlink service answers, see https://varlink.org/Service
+interface org.varlink.service
+
+method GetInfo() -> (vendor: string, product: string, version: string, url: string, interfaces: []string)
+method GetInterfaceDescription(interface: string) -> (description: string)
+
+error InterfaceNotFound (interface: string)
+error MethodNotFound (method: string)
+error MethodNotImplemented (method: string)
+error InvalidParameter (parameter: string)
+error PermissionDenied ()
+error ExpectedMore ()
+"""

@@ -1,0 +1,145 @@
+"""The daemon put together: open the log, listen, serve until told to stop, and stop without losing an answer.
+
+The order of a stop: nobody new is accepted, calls that come now are refused with ShuttingDown, followers are told so, what
+was queued is committed and answered, and then the log is closed with everything in the database file.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import trio
+
+from runhist.paths import user_sockets
+from runhistd.config import Config
+from runhistd.store.database import StorageFault, open_reader, read_history
+from runhistd.store.log import EventLog
+
+from .commit import Committer, now_us
+from .follow import Tail
+from .handlers import Service
+from .instance import Instance
+from .listen import Endpoint, open_listeners
+from .server import Connection, peer_of, refuse_stranger
+
+logger = logging.getLogger("runhistd.main")
+
+
+async def serve(
+    instance: Instance,
+    config: Config,
+    *,
+    stop: trio.Event,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve the instance until `stop`; `task_status` is started when the daemon answers.
+
+    Raises what opening the log raises, ListenFault, and, in an ExceptionGroup, StorageFault or InstanceLost: then nothing
+    that was not answered may be assumed to be stored, and the files were left as they are.
+    """
+    log = None if instance.damaged(now_us()) else open_log(instance)
+    if log is None:
+        instance_id, position = read_only_history(instance)
+        logger.critical("storage faults ended the daemon again and again: it only reads now")
+    else:
+        instance_id, position = log.instance_id, log.position
+    tail = Tail(position)
+    service = Service(instance, config, instance_id, Committer(log, instance, config.queue_bytes, tail.extend), tail)
+    service.state = "recording" if log is not None else "damaged"
+    try:
+        async with open_listeners(user_sockets()) as endpoints:
+            await serve_endpoints(service, endpoints, stop, task_status)
+    except BaseException:
+        service.close()
+        if log is not None:
+            log.abandon()
+        raise
+    service.close()
+    if log is not None:
+        log.close()
+    logger.info("stopped", extra={"fields": {"position": tail.position}})
+
+
+def open_log(instance: Instance) -> EventLog:
+    """Open the log and remember which files it lies in."""
+    try:
+        log = EventLog.open(instance.database)
+    except StorageFault:
+        instance.record_storage_failure(now_us())
+        raise
+    instance.check_inodes()
+    return log
+
+
+def read_only_history(instance: Instance) -> tuple[str, int]:
+    """The identity and head of a history that is only read."""
+    connection = open_reader(instance.database)
+    try:
+        instance_id, counters = read_history(connection)
+    finally:
+        connection.close()
+    return instance_id, counters.position
+
+
+async def serve_endpoints(
+    service: Service, endpoints: Sequence[Endpoint], stop: trio.Event, task_status: trio.TaskStatus[None]
+) -> None:
+    """Accept and commit until `stop`, then let what was begun come to its end, for at most `stop_s`."""
+    service.sockets = [str(endpoint.path) for endpoint in endpoints]
+    async with trio.open_nursery() as committing:
+        committing.start_soon(commit, service)
+        async with trio.open_nursery() as nursery:
+            accepting = trio.CancelScope()
+            for endpoint in endpoints:
+                nursery.start_soon(accept, service, endpoint, nursery, accepting)
+            logger.info("ready", extra={"fields": {"position": service.tail.position, "sockets": service.sockets}})
+            task_status.started()
+            await stop.wait()
+            accepting.cancel()
+            service.stopping.set()
+            with trio.move_on_after(service.config.stop_s):
+                for connection in list(service.connections):
+                    await connection.answered()
+                    await connection.sent(0)
+            nursery.cancel_scope.cancel()
+        committing.cancel_scope.cancel()
+    service.committer.commit_queued()
+
+
+async def commit(service: Service) -> None:
+    """Run the committer; note a fault of the storage for the next start."""
+    try:
+        await service.committer.run()
+    except StorageFault as fault:
+        logger.critical("the storage failed", exc_info=fault)
+        service.instance.record_storage_failure(now_us())
+        raise
+
+
+async def accept(service: Service, endpoint: Endpoint, nursery: trio.Nursery, accepting: trio.CancelScope) -> None:
+    """Take connections until cancelled."""
+    with accepting:
+        while True:
+            try:
+                stream = await endpoint.accept()
+            except OSError as error:
+                logger.error("cannot accept", extra={"fields": {"error": error}})
+                await trio.sleep(0.1)  # out of descriptors: some will be closed
+                continue
+            nursery.start_soon(serve_connection, service, stream)
+
+
+async def serve_connection(service: Service, stream: trio.SocketStream) -> None:
+    """Serve one peer to its end."""
+    peer = peer_of(stream)
+    if peer is None or len(service.connections) >= service.config.connections:
+        await refuse_stranger(stream)
+        return
+    connection = Connection(stream, peer, service, service.config.frame_bytes)
+    service.connections.add(connection)
+    try:
+        async with stream:
+            await connection.serve()
+    finally:
+        service.connections.discard(connection)

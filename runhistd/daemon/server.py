@@ -1,0 +1,268 @@
+"""One connection: calls in, replies out, strictly in order.
+
+A connection's task reads the socket and decodes every call that came. Writes are queued with the committer at once and
+the reading goes on, so that a pipelined writer costs no task switch for each call; after the commit, the committer
+settles the slots and what is ready of each connection leaves in one send. A read waits until everything before it is
+answered: it sees the appends before it. A call with `more` has the connection for itself until it ends.
+
+What a peer can make us hold is bounded: nobody reads from it while the committer's queue is full, or while it does not
+take its replies; one frame above LARGE_FRAME_BYTES is received at a time, within a deadline.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import socket
+import struct
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+import msgspec
+import trio
+from attrs import frozen
+
+from runhist.protocol import INTERFACE, SERVICE, FrameTooLong, ServerConnection
+from runhistd.model.errors import InternalError, InvalidParameter, PermissionDenied, Refusal, TooLarge
+
+from .calls import Envelope, MalformedCall, decode_envelope
+from .commit import Outcome
+
+if TYPE_CHECKING:
+    from .handlers import Service
+
+logger = logging.getLogger("runhistd.server")
+
+READ_BYTES = 64 * 1024
+MAX_UNSENT_BYTES = 256 * 1024
+LARGE_FRAME_BYTES = 1024 * 1024
+LARGE_FRAME_S = 30.0
+
+encode = msgspec.json.Encoder().encode
+
+
+class EndConnection(Exception):
+    """Nothing more is read from this peer; what is settled still goes out."""
+
+
+@frozen
+class Peer:
+    """Who is at the other end, by the kernel's word. `uid` is whose runs it reads and writes."""
+
+    uid: int
+    pid: int
+
+
+def peer_of(stream: trio.SocketStream) -> Peer | None:
+    """The peer, as the daemon's own user; None for a user who may not connect. Root acts as that user."""
+    size = struct.calcsize("3i")
+    pid, uid, _ = struct.unpack("3i", stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
+    return Peer(os.geteuid(), pid) if uid in (0, os.geteuid()) else None
+
+
+class Reply:
+    """The place of one call's reply in its connection's order."""
+
+    __slots__ = ("connection", "frame")
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.frame: bytes | None = None
+
+    def settle(self, outcome: Outcome) -> None:
+        """Take what became of a write."""
+        if isinstance(outcome, Refusal):
+            self.refuse(outcome)
+        else:
+            self.frame = self.connection.machine.send_reply(outcome)
+
+    def refuse(self, refusal: Refusal) -> None:
+        """Answer with the typed error."""
+        name = type(refusal).__name__
+        interface = SERVICE if isinstance(refusal, InvalidParameter) else INTERFACE
+        self.frame = self.connection.machine.send_error(f"{interface}.{name}", refusal.parameters)
+
+    def fail(self, name: str, **parameters: str) -> None:
+        """Answer with an error of the varlink service itself."""
+        self.frame = self.connection.machine.send_error(f"{SERVICE}.{name}", parameters)
+
+    def flush(self) -> None:
+        """Send what the connection has ready."""
+        self.connection.flush()
+
+
+class Connection:
+    """A peer's socket, its open calls, and what is not sent yet."""
+
+    def __init__(self, stream: trio.SocketStream, peer: Peer, service: Service, max_frame_bytes: int) -> None:
+        self.stream = stream
+        self.peer = peer
+        self.machine = ServerConnection(decode_envelope, encode, max_frame_bytes)
+        self.is_following = False
+        self._service = service
+        self._replies: deque[Reply] = deque()
+        self._unsent = bytearray()
+        self._progress = trio.Event()  # something was sent or settled
+        self._blocked = trio.Event()  # the socket is full: the writing task is needed
+        self._broken = False
+
+    async def serve(self) -> None:
+        """Answer until the peer closes, breaks the protocol, or we are cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._write_rest)
+            try:
+                await self._read_calls()
+            except EndConnection:
+                pass
+            except FrameTooLong as fault:
+                self.add_reply().refuse(TooLarge("call", fault.limit_bytes))
+            except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
+                self._broken = True
+            await self.answered()
+            await self.sent(0)
+            nursery.cancel_scope.cancel()
+
+    def add_reply(self) -> Reply:
+        """The place for the reply of a call that was just read."""
+        reply = Reply(self)
+        self._replies.append(reply)
+        return reply
+
+    async def answered(self) -> None:
+        """Return when every call so far has its reply on the way."""
+        self.flush()
+        while self._replies and not self._broken:
+            await self._progress.wait()
+
+    async def sent(self, at_most_bytes: int) -> None:
+        """Return when no more than that is unsent."""
+        self.flush()
+        while len(self._unsent) > at_most_bytes and not self._broken:
+            await self._progress.wait()
+
+    async def send_now(self, frame: bytes) -> None:
+        """Send a reply of a stream, and return when the peer can take another."""
+        if self._broken:
+            raise trio.BrokenResourceError
+        self._unsent += frame
+        await self.sent(MAX_UNSENT_BYTES)
+
+    def flush(self) -> None:
+        """Send the replies that are ready, all in one call of the kernel, without waiting."""
+        while self._replies and self._replies[0].frame is not None:
+            self._unsent += self._replies.popleft().frame or b""
+        if self._unsent and not self._broken:
+            try:
+                sent = os.write(self.stream.socket.fileno(), self._unsent)
+                del self._unsent[:sent]
+            except BlockingIOError:
+                pass
+            except OSError as error:
+                if error.errno not in (errno.EPIPE, errno.ECONNRESET, errno.EBADF):
+                    logger.warning("cannot send", exc_info=error)
+                self._broken = True
+            if self._unsent:
+                self._blocked.set()
+        self._progress.set()
+        self._progress = trio.Event()
+
+    async def _write_rest(self) -> None:
+        while True:
+            await self._blocked.wait()
+            self._blocked = trio.Event()
+            while self._unsent and not self._broken:
+                try:
+                    await trio.lowlevel.wait_writable(self.stream.socket.fileno())
+                except (OSError, trio.ClosedResourceError):
+                    self._broken = True
+                self.flush()
+
+    async def _read_calls(self) -> None:
+        while await self._receive():
+            await self._take_calls()
+            if self.machine.framing.buffered_bytes > LARGE_FRAME_BYTES:
+                await self._receive_large()
+
+    async def _receive(self) -> bool:
+        """Read once, when there is room for what it may bring. False at the peer's end."""
+        await self.sent(MAX_UNSENT_BYTES)
+        await self._service.committer.wait_room()
+        received = await self.stream.receive_some(READ_BYTES)
+        self.machine.receive_data(received)
+        return bool(received)
+
+    async def _receive_large(self) -> None:
+        async with self._service.large_frame:
+            with trio.move_on_after(LARGE_FRAME_S) as scope:
+                while self.machine.framing.buffered_bytes > LARGE_FRAME_BYTES:
+                    if not await self._receive():
+                        raise EndConnection
+                    await self._take_calls()
+            if scope.cancelled_caught:
+                raise EndConnection
+
+    async def _take_calls(self) -> None:
+        try:
+            while (call := self.machine.next_call()) is not None:
+                await self._take_call(call)
+        except MalformedCall as fault:
+            self.add_reply().fail("InvalidParameter", parameter=fault.parameter)
+            raise EndConnection from fault
+        self.flush()
+
+    async def _take_call(self, call: Envelope) -> None:
+        if call.oneway or call.upgrade:
+            raise EndConnection  # no method may go unanswered, and there is nothing to upgrade to
+        reply = self.add_reply()
+        try:
+            if not self._service.submit(self, call, reply):
+                self._replies.pop()
+                await self.answered()
+                self._replies.append(reply)
+                await self._service.answer(self, call, reply)
+        except Refusal as refusal:
+            reply.refuse(refusal)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            raise
+        except Exception as error:
+            request_id = str(uuid4())
+            fields = {"request_id": request_id, "method": call.method}
+            logger.error("a call failed", exc_info=error, extra={"fields": fields})
+            reply.refuse(InternalError(request_id))
+
+    async def stream_until_closed(self, stream: Callable[[], Awaitable[None]]) -> None:
+        """Run a stream; the peer's close cancels it at once, and then ends the connection."""
+        self._replies.clear()  # its replies go out by themselves
+        self.is_following = True
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._notice_close, nursery.cancel_scope)
+                await stream()
+                nursery.cancel_scope.cancel()
+        finally:
+            self.is_following = False
+
+    async def _notice_close(self, scope: trio.CancelScope) -> None:
+        while self.machine.framing.buffered_bytes < LARGE_FRAME_BYTES:
+            try:
+                received = await self.stream.receive_some(READ_BYTES)
+            except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
+                received = b""
+            if not received:
+                self._broken = True
+                scope.cancel()
+                return
+            self.machine.receive_data(received)
+
+
+async def refuse_stranger(stream: trio.SocketStream) -> None:
+    """Answer a peer of another user once, and close."""
+    async with stream:
+        with trio.move_on_after(1):
+            error = {"error": f"{INTERFACE}.{PermissionDenied.__name__}", "parameters": {}}
+            await stream.send_all(encode(error) + b"\0")
+
+
