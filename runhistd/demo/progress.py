@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 from runhist.connection import Connection
 
+SHORT_S = 0.05  # steps that took less and went well are not worth a line
 LAST_S = 10.0  # for the events of engines that have ended already
 MARKS = {
     "step.completed": "✓",
@@ -30,7 +32,7 @@ class Progress:
         self._say = say
         self._workflows: dict[str, str] = {}
         self._begun_us: dict[tuple[str, str | None, int | None], int] = {}
-        self._outputs: dict[str, int] = {}
+        self._counts: dict[str, Counter[str]] = {}
 
     def take(self, connection: Connection) -> None:
         """Tell what has come since, without waiting. Raises Refusal and Unreachable."""
@@ -54,15 +56,18 @@ class Progress:
         if kind == "run.started":
             workflow = self._workflows[run_id] = data["workflow"]
             self.runs[workflow] = run_id
+        counts = self._counts.setdefault(run_id, Counter())
+        counts[kind] += 1
         place = (run_id, event.get("step_id"), event.get("attempt"))
         if kind in ("run.started", "step.started"):
             self._begun_us[place] = event["time_us"]
-        self._outputs[run_id] = self._outputs.get(run_id, 0) + (kind == "output")
         if kind in ENDS:
             self.ended.add(run_id)
         if kind in MARKS:
             took_s = (event["time_us"] - self._begun_us.get(place, event["time_us"])) / 1e6
-            what = event.get("step_id") or f"the run, with {self._outputs[run_id]:,} lines of output"
+            if kind == "step.completed" and took_s < SHORT_S:
+                return
+            what = event.get("step_id") or f"all of it: {counts['step.started']} steps, {counts['output']} lines of output"
             why = data.get("error") or data.get("reason")
             line = f"  {self._workflows[run_id]:<17}{MARKS[kind]} {took_s:6.2f} s  {what}{f': {why}' if why else ''}"
             self._say(f"{line}\n")
