@@ -13,7 +13,6 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-import apsw
 import cattrs
 import msgspec
 import trio
@@ -28,7 +27,7 @@ from runhistd.model.events import KINDS, STATUSES
 from runhistd.model.ids import check_name
 from runhistd.model.views import EventFilter, RunFilter
 from runhistd.store import reader
-from runhistd.store.database import SCHEMA_VERSION
+from runhistd.store.database import SCHEMA_VERSION, Reader
 
 from . import calls
 from .commit import Committer, now_us
@@ -63,7 +62,7 @@ class Service:
         self.large_frame = trio.Lock()
         self.stopping = trio.Event()
         self.started_us = now_us()
-        self._readers: list[apsw.Connection] = []
+        self._readers: list[Reader] = []
         self._reading = trio.CapacityLimiter(MAX_READERS)
 
     def submit(self, connection: Connection, call: calls.Envelope, reply: Reply) -> bool:

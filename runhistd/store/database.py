@@ -22,6 +22,8 @@ PAGE_BYTES = 4096
 CACHE_KIB = 16 * 1024  # pages of live runs' index leaves; the daemon stays under 60 MB idle
 BUSY_TIMEOUT_MS = 2000  # the only other writer could be a person with a SQLite shell
 
+Reader = apsw.Connection  # for those who hand a connection from one function of the store to another, and no more
+
 
 class NewerSchema(Exception):
     """The database was written by a newer runhistd; it was not touched."""
