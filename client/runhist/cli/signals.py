@@ -90,8 +90,9 @@ def _signalfd(numbers: Set[signal.Signals]) -> Iterator[SignalSource]:
 
 
 class _WakeupFd:
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, mask_before: Set[signal.Signals]) -> None:
         self._fd = fd
+        self._mask_before = mask_before
 
     def fileno(self) -> int:
         return self._fd
@@ -101,7 +102,7 @@ class _WakeupFd:
         return [Arrival(number, number in _TERMINAL_SIGNALS and _in_foreground()) for number in numbers]
 
     def restore_in_child(self) -> None:
-        """Nothing to do: exec resets handlers."""
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._mask_before)  # exec resets the handlers
 
 
 @contextmanager
@@ -112,7 +113,7 @@ def _wakeup_fd(numbers: Set[signal.Signals]) -> Iterator[SignalSource]:
     handlers = {number: signal.signal(number, lambda *_: None) for number in numbers}
     fd_before = signal.set_wakeup_fd(writable)
     try:
-        yield _WakeupFd(readable)
+        yield _WakeupFd(readable, {signal.Signals(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, [])})
     finally:
         signal.set_wakeup_fd(fd_before)
         for number, handler in handlers.items():

@@ -19,6 +19,8 @@ RUNHIST = [
     "import argparse,sys,importlib as i; c=i.import_module('runhist.cli.'+sys.argv[1]); p=argparse.ArgumentParser();"
     "c.add_parser(p.add_subparsers()); sys.exit(c.run(p.parse_args()))",
 ]
+# The same where there is no signalfd, as on macOS.
+PORTABLE = [*RUNHIST[:2], f"import runhist.cli.signals as s; s._signalfd = s._wakeup_fd\n{RUNHIST[2]}"]
 PYTHON = [sys.executable, "-u", "-c"]
 
 
@@ -38,10 +40,12 @@ def run(
     return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
 
-def start(*arguments: str, env: Mapping[str, str], stdin: int = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
+def start(
+    *arguments: str, env: Mapping[str, str], stdin: int = subprocess.DEVNULL, runhist: Sequence[str] = RUNHIST
+) -> subprocess.Popen[bytes]:
     """`runhist ARGUMENTS` with its output in pipes."""
     return subprocess.Popen(
-        [*RUNHIST, *arguments], env=env, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
+        [*runhist, *arguments], env=env, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
     )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.client.cli.shells import PYTHON, RUNHIST, run, start
+from tests.client.cli.shells import PORTABLE, PYTHON, RUNHIST, run, start
 
 OFF = {**os.environ, "RUNHIST": "off"}
 
@@ -69,7 +69,8 @@ def test_a_death_by_signal_is_repeated_without_a_core_of_our_own(number: int, tm
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
 @pytest.mark.parametrize("way", ["--no-pty", "--pty"])
-def test_a_signal_to_us_is_passed_on_to_the_command_once(number: signal.Signals, way: str) -> None:
+@pytest.mark.parametrize("runhist", [RUNHIST, PORTABLE], ids=["signalfd", "portable"])
+def test_a_signal_to_us_is_passed_on_to_the_command_once(number: signal.Signals, way: str, runhist: list[str]) -> None:
     code = f"""
 import signal, sys
 signal.pthread_sigmask(signal.SIG_BLOCK, [{number}])
@@ -77,7 +78,7 @@ print("ready")
 signal.sigwait([{number}])
 print("came", signal.sigtimedwait([{number}], 0.2))
 """
-    with start("exec", way, "--", *PYTHON, code, env=OFF) as child:
+    with start("exec", way, "--", *PYTHON, code, env=OFF, runhist=runhist) as child:
         assert child.stdout
         assert child.stdout.readline().strip() == b"ready"
         child.send_signal(number)

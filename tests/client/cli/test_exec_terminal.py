@@ -6,10 +6,11 @@ import os
 import select
 import signal
 import termios
+import time
 
 import pytest
 
-from tests.client.cli.shells import PYTHON, RUNHIST, Terminal, resize, run, shell
+from tests.client.cli.shells import PORTABLE, PYTHON, RUNHIST, Terminal, resize, run, shell
 
 OFF = {**os.environ, "RUNHIST": "off"}
 COUNTS_INTERRUPTS = """
@@ -31,9 +32,9 @@ def command(*arguments: str) -> list[str]:
     return [*RUNHIST, "exec", *arguments]
 
 
-def typed(*arguments: str) -> bytes:
+def typed(*arguments: str, runhist: list[str] = RUNHIST) -> bytes:
     """A command line as one types it. What it shows must not stand in it, because the terminal echoes it."""
-    return b" ".join(b"'%s'" % word.replace("'", "'\\''").encode() for word in command(*arguments)) + b"\n"
+    return b" ".join(b"'%s'" % word.replace("'", "'\\''").encode() for word in [*runhist, "exec", *arguments]) + b"\n"
 
 
 def is_raw(terminal: Terminal) -> bool:
@@ -107,10 +108,11 @@ def test_ctrl_c_interrupts_the_command_and_not_us() -> None:
         assert not os.WCOREDUMP(status)
 
 
-def test_ctrl_c_comes_once_also_through_pipes() -> None:
+@pytest.mark.parametrize("runhist", [RUNHIST, PORTABLE], ids=["signalfd", "portable"])
+def test_ctrl_c_comes_once_also_through_pipes(runhist: list[str]) -> None:
     code = COUNTS_INTERRUPTS.replace("seen += 1", "seen += 1; time.sleep(0.3)")
     with shell(OFF) as terminal:
-        terminal.type(typed("--no-pty", "--", *PYTHON, code))
+        terminal.type(typed("--no-pty", "--", *PYTHON, code, runhist=runhist))
         terminal.until(b"\nready")
         terminal.type(b"\x03")
         assert b"interrupt 2" not in terminal.until(b"interrupt 1")
@@ -128,26 +130,28 @@ def test_a_new_size_of_the_terminal_reaches_the_command() -> None:
 
 
 @pytest.mark.parametrize("way", ["--pty", "--no-pty"])
-def test_ctrl_z_suspends_the_job_and_fg_goes_on(way: str) -> None:
+@pytest.mark.parametrize("runhist", [RUNHIST, PORTABLE], ids=["signalfd", "portable"])
+def test_ctrl_z_suspends_the_job_and_fg_goes_on(way: str, runhist: list[str]) -> None:
     with shell(OFF) as terminal:
-        terminal.type(typed(way, "--", *PYTHON, COUNTS_INTERRUPTS))
+        terminal.type(typed(way, "--", *PYTHON, COUNTS_INTERRUPTS, runhist=runhist))
         terminal.until(b"\nready")
         terminal.type(b"\x1a")
         assert b"Stopped" in terminal.until(b"READY> ")
         terminal.type(b"stty -a\n")
         assert b"isig icanon" in terminal.until(b"READY> ").replace(b"-icanon", b"")
         terminal.type(b"fg; echo $?\n")
-        terminal.until(b"exec")
-        wait_for_echo_off(terminal) if way == "--pty" else terminal.until(b"\n")
+        wait_for_foreground(terminal, raw=way == "--pty")
         terminal.type(b"\x03")
         terminal.until(b"interrupt 1")
         terminal.type(b"\x1c")
         assert b"131" in terminal.until(b"READY> ")
 
 
-def wait_for_echo_off(terminal: Terminal) -> None:
-    """Until raw mode is on again."""
-    while not is_raw(terminal):
+def wait_for_foreground(terminal: Terminal, raw: bool) -> None:
+    """Until the shell has given its terminal to a job, and that has its modes."""
+    end = time.monotonic() + 30
+    while os.tcgetpgrp(terminal.fd) == terminal.pid or is_raw(terminal) != raw:
+        assert time.monotonic() < end, "no job came into the foreground"
         os.sched_yield()
 
 
