@@ -201,13 +201,12 @@ def test_a_cursor_of_another_history_is_refused(history: runhist.History) -> Non
             next(follower)
 
 
-def test_a_follower_of_a_run_ends_with_it_and_outlives_the_daemon(
-    env: Daemon, history: runhist.History, wait_until: Callable[..., None]
-) -> None:
+def test_a_follower_of_a_run_ends_with_it_and_outlives_the_daemon(env: Daemon, history: runhist.History) -> None:
     run = history.begin_run()
     seen: list[Event] = []
     follower = threading.Thread(target=lambda: seen.extend(runhist.connect().run(run.run_id).events(follow=True)))
     follower.start()
+    wait_until(lambda: seen, "the follower has begun")
     for i in range(3):
         run.append("x", {"i": i})
         run.flush()
@@ -272,7 +271,9 @@ def test_a_daemon_that_comes_late_gets_the_whole_run(env: Daemon) -> None:
     history.close()
 
 
-def test_a_program_that_ends_right_after_an_append_has_sent_it(env: Daemon, history: runhist.History) -> None:
+def test_a_program_that_is_killed_right_after_an_append_has_sent_it(
+    env: Daemon, history: runhist.History, wait_until: Callable[..., None]
+) -> None:
     script = (
         "import os, runhist\n"
         "run = runhist.connect(require=True).begin_run(run_id='r')\n"
@@ -281,8 +282,14 @@ def test_a_program_that_ends_right_after_an_append_has_sent_it(env: Daemon, hist
     )
     ended = subprocess.run([sys.executable, "-c", script], env=env.env, timeout=LONG, check=False)
     assert ended.returncode == -9
-    sent = (event for event in history.run("r").events(follow=True) if event.type == "x")
-    assert [next(sent).data["i"] for _ in range(100)] == list(range(100))
+    sent: list[int] = []
+
+    def is_stored() -> bool:
+        sent[:] = [event.data["i"] for event in history.run("r").events(types=["x"])]
+        return len(sent) == 100
+
+    wait_until(is_stored, "all that was appended is stored")
+    assert sent == list(range(100))
 
 
 def test_no_file_of_the_client_is_left_behind(env: Daemon, tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""The command `runhist`: one module a command, imported only when it runs."""

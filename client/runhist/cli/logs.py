@@ -1,0 +1,137 @@
+"""`runhist logs`: a run's events, and with -f those to come.
+
+Following begins behind the last event that was printed, so that nothing between reading and following is lost or shown
+twice; when the daemon is restarted it goes on from there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from typing import Any, Dict, Iterator, List, Optional
+
+from ..connection import Connection, Unreachable
+from ..protocol.errors import ShuttingDown
+from . import names, render
+from .main import FAILED, OK
+
+ENDS = {"run.completed": "completed", "run.failed": "failed", "run.cancelled": "cancelled"}
+RETRY_S = 30.0
+PAUSE_S = 0.2
+PAGE = 500
+
+
+def add_parser(subparsers: Any) -> None:
+    """The command's arguments."""
+    parser = subparsers.add_parser(
+        "logs", help="print a run's events", description="Print a run's events, output as text; `!` marks stderr."
+    )
+    names.add_run_argument(parser)
+    parser.add_argument("-f", "--follow", action="store_true", help="go on until the run has ended")
+    parser.add_argument("--type", action="append", metavar="TYPE", help="only events of this type; may be repeated")
+    parser.add_argument("--after-seq", type=int, default=0, metavar="N", help="only events behind seq N")
+    parser.add_argument("--exit-status", action="store_true", help="exit with 1 unless the run has completed")
+    parser.add_argument("--json", action="store_true", help="print one object an event")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print them. 1 with --exit-status when the run is not completed."""
+    with Connection.open() as connection:
+        found = names.find(connection, args.name, args.namespace)
+    ended = None
+    printed = 0
+    for event in events(found, args.after_seq, follow=args.follow):
+        ended = ENDS.get(event["kind"], ended)
+        if args.type is None or event["type"] in args.type:
+            printed += 1
+            sys.stdout.write(render.json_line(event) if args.json else line(event, found))
+            if args.follow:
+                sys.stdout.flush()
+    if not printed:
+        sys.stderr.write(f"no such events; see: runhist show {render.escaped(found['short_id'])}\n")
+    status = ended or found["status"]
+    return FAILED if args.exit_status and status != "completed" else OK
+
+
+def events(found: Dict[str, Any], after_seq: int, *, follow: bool) -> Iterator[Dict[str, Any]]:
+    """The run's events of the wire behind `after_seq`; with `follow` until its end, over restarts of the daemon."""
+    seq, position, is_over = after_seq, None, False
+    for event in _patiently(lambda: _stored(found, seq), follow):  # noqa: B023 - meant: where we are by then
+        seq, position = event["seq"], event["position"]
+        is_over = is_over or event["kind"] in ENDS
+        yield event
+    if not follow or is_over:
+        return
+    if position is None and found["status"] in ENDS.values():
+        return
+    for event in _patiently(lambda: _followed(found, position), follow):  # noqa: B023
+        if event["seq"] > seq:
+            seq, position = event["seq"], event["position"]
+            yield event
+        if event["kind"] in ENDS:
+            return
+
+
+def _patiently(begin: Any, retry: bool) -> Iterator[Dict[str, Any]]:
+    """What `begin()` iterates over, begun again from where we are when the daemon goes away for a while."""
+    deadline: Optional[float] = None
+    while True:
+        try:
+            for event in begin():
+                deadline = None
+                yield event
+            return
+        except (Unreachable, ShuttingDown) as error:
+            if not retry:
+                raise
+            if deadline is None:
+                deadline = time.monotonic() + RETRY_S
+                sys.stderr.write(f"runhist: the daemon went away; waiting up to {RETRY_S:.0f} s for it\n")
+            if time.monotonic() > deadline:
+                raise error
+            time.sleep(PAUSE_S)
+
+
+def _stored(found: Dict[str, Any], after_seq: int) -> Iterator[Dict[str, Any]]:
+    next_seq: Optional[int] = after_seq
+    with Connection.open() as connection:
+        while next_seq is not None:
+            reply = connection.call("GetEvents", {**names.address(found), "after_seq": next_seq, "limit": PAGE})
+            yield from reply["events"]
+            next_seq = reply.get("next_after_seq")
+
+
+def _followed(found: Dict[str, Any], position: Optional[int]) -> Iterator[Dict[str, Any]]:
+    with Connection.open() as connection:
+        for reply in connection.stream("Follow", {**names.address(found), "cursor": {"position": position or 0}}):
+            for item in reply["items"]:
+                if item.get("event"):
+                    yield item["event"]
+
+
+def line(event: Dict[str, Any], found: Dict[str, Any]) -> str:
+    """One event for a person."""
+    at = render.clock(event.get("time_us") or event["received_us"])
+    kind, data = event["kind"], event["data"]
+    if kind in ENDS:
+        ended_us = event.get("time_us") or event["received_us"]
+        reason = data.get("error") or data.get("reason")
+        tail = f": {render.escaped(str(reason))}" if reason else ""
+        status = render.coloured(render.status_of(ENDS[kind]), ENDS[kind])
+        return f"{at}  {status} after {render.took(found['started_us'], ended_us)}, {event['seq']:,} events{tail}\n"
+    step = render.escaped(event.get("step_id") or "")
+    if kind == "output":
+        mark = "!" if data.get("stream") == "stderr" else " "
+        return f"{at}  {step:<10}{mark} {render.escaped(str(data.get('text', '')))}\n"
+    return f"{at}  {step:<10}  [{render.escaped(event['type'])}] {_summary(data)}".rstrip() + "\n"
+
+
+def _summary(data: Dict[str, Any]) -> str:
+    parts: List[str] = []
+    for name, value in data.items():
+        if value is None or value == {} or value == []:
+            continue
+        text = value if isinstance(value, str) else render.json_line(value).strip()
+        parts.append(render.escaped(f"{name}={text}"))
+    return render.fitted(" ".join(parts), 200) if render.on_terminal() else " ".join(parts)

@@ -1,0 +1,71 @@
+"""Which run a person means: an id, a unique beginning or ending of one, or @last, @last~2, @failed, @running, @paused."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Dict, Optional
+
+from ..connection import Connection
+from .main import NO_SUCH_RUN, USAGE, Complaint
+from .render import escaped, moment
+
+SHORTEST = 4
+STATUS_NAMES = {"failed": ["failed"], "running": ["running"], "paused": ["paused"]}
+
+
+def find(connection: Connection, name: Optional[str], namespace: Optional[str]) -> Dict[str, Any]:
+    """The Run of the wire that the name means. Raises Complaint."""
+    namespace = namespace or os.environ.get("RUNHIST_NAMESPACE") or None
+    name = name or os.environ.get("RUNHIST_RUN") or "@last"
+    if name.startswith("@"):
+        return _newest(connection, name, namespace)
+    asked = {"name": name, "limit": 11, **({"namespace": namespace} if namespace else {})}
+    runs = connection.call("ListRuns", asked)["runs"]
+    exact = [run for run in runs if run["run_id"] == name]
+    if len(exact) == 1:
+        return dict(exact[0])
+    if not runs or (not exact and len(name) < SHORTEST):
+        where = f" in namespace {namespace}" if namespace else ""
+        hint = f"; an abbreviation needs {SHORTEST} characters" if len(name) < SHORTEST else "; see: runhist list"
+        raise Complaint(f"there is no run {name!r}{where}{hint}", NO_SUCH_RUN)
+    if len(runs) == 1:
+        return dict(runs[0])
+    members = ("run_id", "namespace", "status")
+    lines = "".join(
+        f"\n  {'  '.join(escaped(run[member]) for member in members)}  {moment(run['started_us'])}"
+        for run in (exact or runs)[:10]
+    )
+    more = "\n  …" if len(runs) > 10 else ""
+    raise Ambiguous(f"{escaped(name)} may mean:{lines}{more}", USAGE)
+
+
+class Ambiguous(Complaint):
+    """Several runs have that name."""
+
+
+def _newest(connection: Connection, name: str, namespace: Optional[str]) -> Dict[str, Any]:
+    word, tilde, count = name[1:].partition("~")
+    if (word != "last" and word not in STATUS_NAMES) or (tilde and not count.isdecimal()):
+        raise Complaint(f"{name!r} is no name; there are @last, @last~2, @failed, @running, @paused", USAGE)
+    back = int(count or 0) if tilde else 0
+    asked: Dict[str, Any] = {"limit": min(back + 1, 1000)}
+    if namespace:
+        asked["namespace"] = namespace
+    if word in STATUS_NAMES:
+        asked["status"] = STATUS_NAMES[word]
+    runs = connection.call("ListRuns", asked)["runs"]
+    if len(runs) <= back:
+        raise Complaint(f"there is no run {name}; see: runhist list", NO_SUCH_RUN)
+    return dict(runs[back])
+
+
+def add_run_argument(parser: Any, nargs: str = "?") -> None:
+    """RUN and --namespace, for every command about runs."""
+    text = "id, beginning, ending, or @last … (default: $RUNHIST_RUN or @last)"
+    parser.add_argument("name", metavar="RUN", nargs=nargs, help=text)
+    parser.add_argument("--namespace", help="only look here (default: $RUNHIST_NAMESPACE, else everywhere)")
+
+
+def address(run: Dict[str, Any]) -> Dict[str, Any]:
+    """What names the run on the wire."""
+    return {"namespace": run["namespace"], "run_id": run["run_id"]}

@@ -1,0 +1,117 @@
+"""`runhist show`: one run, its steps and what they cost."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from typing import Any, Dict, List, Optional, Tuple
+
+from ..connection import Connection
+from . import names, render
+
+TITLES = ("STEP", "TRY", "STATUS", "TOOK", "TOKENS IN/OUT", "COST", "")
+
+
+def add_parser(subparsers: Any) -> None:
+    """The command's arguments."""
+    text = "Show one run: its steps, times, tokens and cost."
+    parser = subparsers.add_parser("show", help="show one run", description=text)
+    names.add_run_argument(parser)
+    parser.add_argument("--json", action="store_true", help="print one object with run, detail, steps and usage")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Show it. Raises Complaint when there is no such run."""
+    with Connection.open() as connection:
+        found = names.find(connection, args.name, args.namespace)
+        shown = connection.call("GetRun", names.address(found))
+        steps = _all(connection, "GetSteps", "steps", found)
+        rows = _all(connection, "GetUsage", "rows", found)
+    if args.json:
+        sys.stdout.write(render.json_line({**shown, "steps": steps, "usage": rows}))
+        return 0
+    sys.stdout.write(header(shown["run"]))
+    if steps:
+        sys.stdout.write(steps_table(shown["run"], steps, rows))
+    sys.stdout.write(footer(shown["run"], rows))
+    return 0
+
+
+def _all(connection: Connection, method: str, member: str, found: Dict[str, Any]) -> List[Dict[str, Any]]:
+    items: List[Dict[str, Any]] = []
+    page: Dict[str, Any] = {}
+    while True:
+        reply = connection.call(method, {**names.address(found), **page})
+        items += reply[member]
+        if not reply.get("next_page"):
+            return items
+        page = {"page": reply["next_page"]}
+
+
+def header(found: Dict[str, Any]) -> str:
+    """The first line: what, how, when, and the whole id."""
+    title = found.get("title") or found.get("workflow") or "run"
+    status = render.coloured(render.status_of(found["status"]), found["status"])
+    if found.get("ended_us"):
+        when = f"{render.moment(found['ended_us'])} after {render.took(found['started_us'], found['ended_us'])}"
+    else:
+        when = f"since {render.moment(found['started_us'])}"
+    line = f"{render.escaped(title)}  {status} {when}\nrun    {render.escaped(found['run_id'])}"
+    members = [("namespace", found["namespace"]), ("agent", found.get("agent_id")), ("parent", found.get("parent_run_id"))]
+    line += "".join(f"  {name} {render.escaped(value)}" for name, value in members if value and value != "default")
+    return line + "\n"
+
+
+def steps_table(found: Dict[str, Any], steps: List[Dict[str, Any]], rows: List[Dict[str, Any]]) -> str:
+    """The steps, nested ones indented under their parents."""
+    used = _used(rows)
+    depths: Dict[str, int] = {}
+    now_us = time.time_ns() // 1000
+    cells = []
+    for step in steps:
+        depth = depths[step["step_id"]] = depths.get(step.get("parent_step_id") or "", -1) + 1
+        usage = used.get((step["step_id"], step["attempt"]))
+        ended_us = step.get("ended_us") or (now_us if step["status"] == "running" else None)
+        cells.append(
+            [
+                "  " * (depth + 1) + (step["name"] if step["name"] == step["step_id"] else step["step_id"]),
+                str(step["attempt"]),
+                render.status_of(step["status"]),
+                render.took(step.get("started_us"), ended_us),
+                f"{usage[0]:,}/{usage[1]:,}" if usage else "",
+                render.cost({"cost_microcents": usage[2]}) if usage else "",
+                step.get("error") or "",
+            ]
+        )
+    return render.table(TITLES, cells, [step["status"] for step in steps], right="TRY TOOK COST")
+
+
+def _used(rows: List[Dict[str, Any]]) -> Dict[Tuple[Optional[str], int], Tuple[int, int, int]]:
+    used: Dict[Tuple[Optional[str], int], Tuple[int, int, int]] = {}
+    for row in rows:
+        key = (row.get("step_id"), row.get("attempt") or 0)
+        a, b, c = used.get(key, (0, 0, 0))
+        usage = row["usage"]
+        used[key] = (a + usage["input_tokens"], b + usage["output_tokens"], c + usage["cost_microcents"])
+    return used
+
+
+def footer(found: Dict[str, Any], rows: List[Dict[str, Any]]) -> str:
+    """Error, gate, usage, owner, and what to type next."""
+    lines = []
+    if found.get("error"):
+        lines.append(f"error  {render.escaped(found['error'])}")
+    gate = found.get("gate")
+    if gate:
+        question = ": ".join(part for part in (gate.get("name"), gate.get("prompt")) if part)
+        lines.append(f"gate   {render.escaped(question)}{' (answered)' if gate['answered'] else ''}")
+    if rows:
+        usage = found["usage"]
+        cost = render.cost(usage)
+        lines.append(f"usage  {usage['input_tokens']:,} tokens in, {usage['output_tokens']:,} out, {cost}")
+    if found.get("owner_pid"):
+        lines.append(f"owner  pid {found['owner_pid']}")
+    follow = "-f " if found["status"] in ("running", "paused", "pending") else ""
+    lines.append(f"next   runhist logs {follow}{render.escaped(found['short_id'])}")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,65 @@
+"""`runhist status`: how the daemon stands, and which one is meant."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from typing import Any, Dict, List
+
+from .. import __version__
+from ..connection import Connection
+from ..paths import choose_sockets
+from . import render
+
+LOW_SPACE_BYTES = 500_000_000
+
+
+def add_parser(subparsers: Any) -> None:
+    """The command's arguments."""
+    text = "How the daemon stands, and which one is meant."
+    parser = subparsers.add_parser("status", help="how the daemon stands", description=text)
+    parser.add_argument("--json", action="store_true", help="print the daemon's answer as one object")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Ask it. 1 when it needs somebody. Raises Unreachable when it does not answer."""
+    choice = choose_sockets()
+    with Connection.open(choice) as connection:
+        found = connection.call("GetStatus", {})
+        socket = connection.socket_path
+    troubles = needs(found)
+    if args.json:
+        sys.stdout.write(render.json_line(found))
+    else:
+        for trouble in troubles:
+            sys.stdout.write(render.coloured("✗ needs you", "failed") + f"   {trouble}\n")
+        sys.stdout.write(text(found, str(socket), choice.why))
+    return 1 if troubles else 0
+
+
+def needs(found: Dict[str, Any]) -> List[str]:
+    """What somebody must see to, with the next step."""
+    troubles = []
+    if found["state"] != "recording":
+        troubles.append(f"the history is {found['state']} and only read; see the daemon's log, then: runhistd verify")
+    if found["free_bytes"] < LOW_SPACE_BYTES:
+        troubles.append(f"{render.size(found['free_bytes'])} free on the disk of {render.escaped(found['database'])}")
+    return troubles
+
+
+def text(found: Dict[str, Any], socket: str, why: str) -> str:
+    """Four lines for a person."""
+    commit = found["commit"]
+    live = sum(count["runs"] for count in found["runs"] if count["status"] in ("running", "paused", "pending"))
+    total = sum(count["runs"] for count in found["runs"])
+    up = render.took(found["started_us"], time.time_ns() // 1000)
+    peers = f"{found['connections']} connections, {found['followers']} followers"
+    return (
+        f"daemon  {found['version']}, pid {found['pid']}, up {up}; client {__version__}\n"
+        f"        commit p50 {commit['p50_us'] / 1000:.1f} ms, p99 {commit['p99_us'] / 1000:.1f} ms; {peers}\n"
+        f"socket  {render.escaped(socket)} ({why})\n"
+        f"runs    {live:,} live of {total:,}; position {found['position']:,}\n"
+        f"keeps   {render.size(found['database_bytes'])} + {render.size(found['wal_bytes'])} write-ahead log in "
+        f"{render.escaped(found['database'])}, {render.size(found['free_bytes'])} free\n"
+    )
