@@ -14,6 +14,7 @@ import pytest
 
 import runhist
 from runhist import Cursor, Event, NoSuchRun, PositionExpired, Refusal, RunClosed, RunExists, StaleEpoch, TooLarge
+from runhist.connection import Connection
 
 if TYPE_CHECKING:
     from tests.conftest import Daemon
@@ -76,6 +77,20 @@ def test_an_engine_adopts_it_in_ten_lines(env: Daemon, history: runhist.History)
     usage = reader.usage()
     assert usage.total == runhist.UsageTotals(1200, 300, 0, 0, 0, 450_000)
     assert usage.rows == (runhist.UsageRow(usage.total, "fetch", 1, None, "m-large"),)
+
+
+def test_following_everything_never_ends(env: Daemon, history: runhist.History, wait_until: Callable[..., None]) -> None:
+    script = EXAMPLE + "for event in history.follow(): ...                         # from now; never ends; reconnects\n"
+    engine = subprocess.Popen([sys.executable, "-c", script], env=env.env, stdout=subprocess.PIPE)
+    try:
+        assert engine.stdout is not None and engine.stdout.readline() == b"committed\n"
+        with Connection.open() as connection:
+            wait_until(lambda: connection.call("GetStatus", {})["followers"] == 1, "it follows")
+        history.begin_run().flush()
+        assert engine.poll() is None
+    finally:
+        engine.kill()
+        engine.communicate()
 
 
 def test_a_run_is_read_back_as_it_was_recorded(history: runhist.History) -> None:
@@ -201,7 +216,9 @@ def test_a_cursor_of_another_history_is_refused(history: runhist.History) -> Non
             next(follower)
 
 
-def test_a_follower_of_a_run_ends_with_it_and_outlives_the_daemon(env: Daemon, history: runhist.History) -> None:
+def test_a_follower_of_a_run_ends_with_it_and_outlives_the_daemon(
+    env: Daemon, history: runhist.History, wait_until: Callable[..., None]
+) -> None:
     run = history.begin_run()
     seen: list[Event] = []
     follower = threading.Thread(target=lambda: seen.extend(runhist.connect().run(run.run_id).events(follow=True)))
@@ -257,6 +274,8 @@ def test_killing_the_daemon_in_the_middle_loses_and_doubles_nothing(env: Daemon,
     positions = [next(watcher).position for _ in range(total)]
     assert positions == sorted(set(positions))
     watcher.close()
+    verdict = subprocess.run([sys.executable, "-m", "runhistd", "verify"], env=env.env, capture_output=True, timeout=LONG)
+    assert verdict.returncode == 0, verdict.stdout
 
 
 def test_a_daemon_that_comes_late_gets_the_whole_run(env: Daemon) -> None:
