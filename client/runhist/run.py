@@ -245,7 +245,7 @@ class Run(Recording):
 
     def _receipt(self, outbox: Outbox, done: bool) -> Receipt:
         before, self._told = self._told, (outbox.stored, outbox.duplicates, self._faults.count)
-        stored, duplicates, faults = (now - then for now, then in zip(self._told, before))  # noqa: B905 - Python 3.9
+        stored, duplicates, faults = (now - then for now, then in zip(self._told, before))
         durable = "committed" if done and not faults and outbox.refused is None else "off"
         return Receipt(durable, stored, duplicates, outbox.last_seq, outbox.position, faults)
 

@@ -30,10 +30,7 @@ SCAN_POSITIONS = 50_000  # of the log in one read transaction, however few of it
 _decode_usage = msgspec.json.Decoder(Usage).decode
 _encode = msgspec.json.Encoder().encode
 
-ReadConnection = apsw.Connection
-"""What `open_reader` gives: for one thread at a time."""
-
-__all__ = ["ReadConnection", "RunPage", "open_reader"]
+__all__ = ["RunPage", "open_reader"]
 
 
 @frozen

@@ -120,6 +120,8 @@ def line(event: Dict[str, Any], found: Dict[str, Any]) -> str:
         tail = f": {render.escaped(str(reason))}" if reason else ""
         status = render.coloured(render.status_of(ENDS[kind]), ENDS[kind])
         return f"{at}  {status} after {render.took(found['started_us'], ended_us)}, {event['seq']:,} events{tail}\n"
+    if kind == "run.started":
+        return f"{at}  ● started: {render.escaped(data.get('title') or data.get('workflow') or event['run_id'])}\n"
     step = render.escaped(event.get("step_id") or "")
     if kind == "output":
         mark = "!" if data.get("stream") == "stderr" else " "
