@@ -70,9 +70,10 @@ class Link:
 
     def has_room(self, size: int) -> bool:
         """Whether an event of `size` bytes fits into the window; one alone always does."""
-        outboxes = list(self._outboxes)  # copied, because a signal handler may add one
-        events = sum(outbox.held_events for outbox in outboxes)
-        held = sum(outbox.held_bytes for outbox in outboxes)
+        events = held = 0
+        for outbox in list(self._outboxes):  # copied, because a signal handler may add one
+            events += outbox.held_events
+            held += outbox.held_bytes
         return events == 0 or (events < self._window and held + size <= self._window_bytes)
 
     def take(self, outbox: Outbox) -> None:

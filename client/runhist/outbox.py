@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Any, Deque, Mapping, NamedTuple, Optional
 
-from .encoding import encode
+from .encoding import encode, present
 from .faults import Faults
 from .ids import new_uuid
 from .protocol.errors import NoSuchRun, PermissionDenied, Refusal, RunhistError, SequenceGap, StaleEpoch, TooLarge
@@ -80,6 +80,7 @@ class Outbox:
         self._begin = begin
         self._begin_flies = False
         self._writer = new_uuid()
+        self._head = b""
         self._waiting: Deque[Entry] = deque()
         self._flying: Deque[Entry] = deque()
         self._acked_n = 0
@@ -113,12 +114,17 @@ class Outbox:
         batch = self._next_batch(frame_bytes - ENVELOPE_BYTES)
         if not batch:
             return None
-        head = {"run_id": self.run_id, "epoch": self.epoch, "writer": self._writer, "first_n": batch[0].n}
-        if self.namespace is not None:
-            head["namespace"] = self.namespace
-        events = b",".join(entry.encoded for entry in batch)
-        parameters = b'%s,"events":[%s]}' % (encode(head)[:-1], events)
-        return Departure("Append", parameters, Flight(self, self._round, batch[0].n, batch[-1].n))
+        first_n, last_n = batch[0].n, batch[-1].n
+        events = b",".join([entry.encoded for entry in batch])
+        parameters = b'%s,"first_n":%d,"events":[%s]}' % (self._append_head(), first_n, events)
+        return Departure("Append", parameters, Flight(self, self._round, first_n, last_n))
+
+    def _append_head(self) -> bytes:
+        """The members that all Appends of this writer have in common, encoded once."""
+        if not self._head:
+            name = present(namespace=self.namespace, run_id=self.run_id)
+            self._head = encode({**name, "epoch": self.epoch, "writer": self._writer})[:-1]
+        return self._head
 
     def _next_batch(self, limit_bytes: int) -> Deque[Entry]:
         batch: Deque[Entry] = deque()
@@ -223,6 +229,7 @@ class Outbox:
             f"the history no longer has events of run {self.run_id} that it had acknowledged (an older copy was put back?)"
         )
         self.faults.add("history_lost", HistoryLost(text), text, max(1, self._acked_n - expected + 1))
+        self._head = b""
         self._writer = new_uuid()  # what is unacknowledged is not stored, and begins a count of its own
         self._acked_n = self._alone_to = 0
 
