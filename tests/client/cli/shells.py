@@ -13,12 +13,7 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 
 DEADLINE_S = 30.0
-RUNHIST = [
-    sys.executable,
-    "-c",
-    "import argparse,sys,importlib as i; c=i.import_module('runhist.cli.'+sys.argv[1]); p=argparse.ArgumentParser();"
-    "c.add_parser(p.add_subparsers()); sys.exit(c.run(p.parse_args()))",
-]
+RUNHIST = [sys.executable, "-c", "import sys; from runhist.cli.main import main; sys.exit(main())"]
 # The same where there is no signalfd, as on macOS.
 PORTABLE = [*RUNHIST[:2], f"import runhist.cli.signals as s; s._signalfd = s._wakeup_fd\n{RUNHIST[2]}"]
 PYTHON = [sys.executable, "-u", "-c"]
