@@ -9,11 +9,11 @@ import select
 import sys
 from typing import TYPE_CHECKING, Any, Dict, List, Tuple
 
+from .main import OK, USAGE, Complaint
+
 if TYPE_CHECKING:
     from .feed import Feed
 
-USAGE = 2
-REFUSED = 4
 MAX_LINE_BYTES = 16 * 1024 * 1024  # the frame limit of a daemon that was not configured otherwise
 READ_BYTES = 64 * 1024
 
@@ -36,6 +36,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--step", metavar="ID", help="the step that it belongs to")
     parser.add_argument("--attempt", metavar="N", type=int, help="the step's attempt (default: its latest)")
     parser.add_argument("--run", metavar="RUN", help="another run than RUNHIST_RUN")
+    parser.add_argument("--namespace", help="where to look for it (default: RUNHIST_NAMESPACE, else everywhere)")
     parser.add_argument("--json", action="store_true", help="print the receipts, one a line")
 
 
@@ -51,31 +52,25 @@ def json_object(text: str) -> Dict[str, Any]:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Send; 0 when every event is stored. Raises Refusal and Unreachable."""
+    """Send; 0 when every event is stored. Raises Refusal, Unreachable and Complaint."""
     from ..encoding import Unencodable
-    from ..protocol.errors import Refusal
-    from .feed import Feed, LineFault
-    from .target import NoTarget, recording_is_off, target
+    from .feed import Feed
+    from .target import recording_is_off, target
 
     if recording_is_off():
-        return 0
+        return OK
+    feed = Feed(target(args.run, args.namespace), _print_receipt if args.json else _ignore_receipt)
     try:
-        feed = Feed(target(args.run), _print_receipt if args.json else _ignore_receipt)
-        try:
-            if args.type == "-":
-                _feed_lines(feed)
-            else:
-                feed.add(_event(args))
-                feed.finish()
-        finally:
-            feed.close()
-    except (NoTarget, Unencodable) as error:
-        sys.stderr.write(f"runhist append: {error}\n")
-        return USAGE
-    except LineFault as fault:
-        sys.stderr.write(f"runhist append: {fault}\n")
-        return REFUSED if isinstance(fault.cause, Refusal) else USAGE
-    return 0
+        if args.type == "-":
+            _feed_lines(feed)
+        else:
+            feed.add(_event(args))
+            feed.finish()
+    except Unencodable as error:
+        raise Complaint(str(error), USAGE) from None
+    finally:
+        feed.close()
+    return OK
 
 
 def _event(args: argparse.Namespace) -> Dict[str, Any]:

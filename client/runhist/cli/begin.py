@@ -7,6 +7,8 @@ import os
 import sys
 from typing import Any, Optional
 
+from .main import OK
+
 DESCRIPTION = """\
 Begin a run that another process owns, and print the assignments by which `runhist append` and `runhist end` find it:
     eval "$(runhist begin --owner-pid $$ --workflow nightly)"
@@ -43,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     from .target import call_again_if_lost, recording_is_off
 
     if recording_is_off():
-        return 0
+        return OK
     spec = present(
         run_id=args.run_id or new_run_id(),
         namespace=args.namespace or os.environ.get("RUNHIST_NAMESPACE") or None,
@@ -58,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     variables = {"RUNHIST_RUN": begun["run_id"], "RUNHIST_NAMESPACE": begun["namespace"], "RUNHIST_LEASE": begun["epoch"]}
     lines = [f"export {name}={shlex.quote(str(value))}" for name, value in variables.items()]
     sys.stdout.write("\n".join([json.dumps(begun)] if args.json else lines) + "\n")
-    return 0
+    return OK
 
 
 def _parent(owner_pid: int) -> Optional[str]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import Any, Dict, Tuple
+from typing import Any, Dict, List, Tuple
 
-USAGE = 2
+from .main import OK
 
 DESCRIPTION = """\
 End a run: completed, or with another exit code than 0 failed, or cancelled. Without RUN it is the one that RUNHIST_RUN
@@ -17,7 +17,8 @@ names; a run that this shell did not begin is ended under its present lease.
 def add_parser(subparsers: Any) -> None:
     """The command's arguments."""
     parser = subparsers.add_parser("end", help="end a run that a shell script began", description=DESCRIPTION)
-    parser.add_argument("run", metavar="RUN", nargs="?", help="the run (default: RUNHIST_RUN)")
+    parser.add_argument("name", metavar="RUN", nargs="?", help="id, beginning, ending, or @running … (default: RUNHIST_RUN)")
+    parser.add_argument("--namespace", help="where to look for it (default: RUNHIST_NAMESPACE, else everywhere)")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--exit-code", metavar="N", type=int, help="0: completed; another: failed; in a script: $?")
     how.add_argument("--cancelled", action="store_true", help="the run was given up")
@@ -26,21 +27,17 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """End it; 0 when that is stored. Raises Refusal and Unreachable."""
+    """End it; 0 when that is stored. Raises Refusal, Unreachable and Complaint."""
     import json
 
     from .feed import Feed
-    from .target import NoTarget, recording_is_off, target
+    from .target import recording_is_off, target
 
     if recording_is_off():
-        return 0
+        return OK
     kind, data = _ending(args)
-    try:
-        feed = Feed(target(args.run), lambda receipt: receipts.append(receipt))
-    except NoTarget as error:
-        sys.stderr.write(f"runhist end: {error}\n")
-        return USAGE
-    receipts: list[Dict[str, Any]] = []
+    receipts: List[Dict[str, Any]] = []
+    feed = Feed(target(args.name, args.namespace), receipts.append)
     try:
         feed.add({"type": kind, "data": data})
         feed.finish()
@@ -48,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
         feed.close()
     if args.json:
         sys.stdout.write(json.dumps(receipts[0], separators=(",", ":")) + "\n")
-    return 0
+    return OK
 
 
 def _ending(args: argparse.Namespace) -> Tuple[str, Dict[str, Any]]:

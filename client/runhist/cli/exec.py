@@ -14,11 +14,12 @@ from contextlib import suppress
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Dict, List, Optional, Tuple, Union
 
+from .main import USAGE
+
 if TYPE_CHECKING:
     from .command import Ended, NotStarted
     from .recording import Recording
 
-USAGE = 2
 OUR_FAULT = 125
 MAX_OUTPUT_BYTES = 64 * 1024 * 1024
 MAX_TITLE_CHARS = 200

@@ -14,7 +14,8 @@ from typing import Any, Callable, Deque, Dict, Mapping, NamedTuple, Optional
 from ..connection import Connection, Unreachable
 from ..encoding import encode, present
 from ..ids import new_uuid
-from ..protocol.errors import RunhistError, ShuttingDown
+from ..protocol.errors import NoSuchRun, Refusal, RunhistError, ShuttingDown
+from .main import REFUSED, USAGE, Complaint
 from .target import Target
 
 MAX_FLYING = 256
@@ -25,13 +26,12 @@ PAUSE_S = 0.05
 MAX_FRUITLESS = 3  # a daemon that is lost each time again will not take these events
 
 
-class LineFault(RunhistError):
-    """`cause` went wrong about the line of that number; what came before is stored."""
+class LineFault(Complaint):
+    """Something is wrong with the line of that number; those before it are stored."""
 
     def __init__(self, line: int, cause: Exception) -> None:
-        self.line = line
-        self.cause = cause
-        super().__init__(f"line {line}: {cause}")
+        text = str(cause).replace("events[0].", "")  # the only event of its call
+        super().__init__(f"line {line}: {text}", REFUSED if isinstance(cause, Refusal) else USAGE)
 
 
 class _Sent(NamedTuple):
@@ -76,7 +76,7 @@ class Feed:
                     raise error
                 sent = self._flying.popleft()
                 if error is not None:
-                    raise error if sent.line is None else LineFault(sent.line, error)
+                    raise error if sent.line is None or isinstance(error, NoSuchRun) else LineFault(sent.line, error)
                 self._on_receipt(reply.parameters)
                 self._fruitless = 0
         except (Unreachable, ShuttingDown) as trouble:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -166,7 +167,7 @@ def test_a_line_that_is_refused_is_named_and_none_behind_it_is_stored(
 ) -> None:
     done = run("append", "-", env=shell, stdin=b'{"type":"one"}\n' + line + b"\n" + b'{"type":"three"}\n' * 50)
     assert done.returncode == 4
-    assert done.stderr.startswith(b"runhist append: line 2: the parameter events[0]")
+    assert re.fullmatch(rb"runhist: line 2: the parameter (seq|kind|step_id) is wrong\n", done.stderr)
     assert [event.type for event in events(history, shell)[1:]] == ["one"]
 
 
@@ -250,6 +251,16 @@ def test_another_lease_than_the_present_one_is_refused(shell: dict[str, str]) ->
 
 def test_no_such_run_is_3(history: runhist.History, daemon: Daemon) -> None:
     assert run("end", "no-such-run", env=daemon.env).returncode == 3
+    assert (
+        run("append", "-", env={**daemon.env, "RUNHIST_RUN": "x", "RUNHIST_LEASE": "1"}, stdin=b'{"type":"t"}').returncode
+        == 3
+    )
+
+
+def test_faults_are_objects_with_json(shell: dict[str, str]) -> None:
+    done = run("append", "-", "--json", env=shell, stdin=b"x\n")
+    assert done.stdout == b""
+    assert json.loads(done.stderr)["message"].startswith("line 1: ")
 
 
 def test_without_a_daemon_each_says_so_with_5(shell: dict[str, str], daemon: Daemon) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import select
 import signal
 import subprocess
@@ -57,10 +58,15 @@ def test_a_reader_that_goes_away_ends_the_command_as_it_would_without_us() -> No
         assert child.wait(30) == -signal.SIGPIPE
 
 
+def allow_cores() -> None:
+    hard = resource.getrlimit(resource.RLIMIT_CORE)[1]
+    resource.setrlimit(resource.RLIMIT_CORE, (hard, hard))
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGSEGV, signal.SIGINT])
 def test_a_death_by_signal_is_repeated_without_a_core_of_our_own(number: int, tmp_path: Path) -> None:
     code = f"import os, resource; resource.setrlimit(resource.RLIMIT_CORE, (0, 0)); os.kill(os.getpid(), {number})"
-    child = subprocess.Popen([*RUNHIST, "exec", "--", *PYTHON, code], env=OFF, cwd=tmp_path)
+    child = subprocess.Popen([*RUNHIST, "exec", "--", *PYTHON, code], env=OFF, cwd=tmp_path, preexec_fn=allow_cores)
     _, raw_status = os.waitpid(child.pid, 0)
     child.returncode = 0
     assert os.WTERMSIG(raw_status) == number and not os.WCOREDUMP(raw_status)
@@ -86,11 +92,19 @@ print("came", signal.sigtimedwait([{number}], 0.2))
         assert child.wait(30) == 0
 
 
-def test_a_signal_that_we_were_started_to_ignore_stays_ignored() -> None:
-    code = "import signal; print(signal.getsignal(signal.SIGHUP) == signal.SIG_IGN)"
+def test_a_signal_that_we_were_started_to_ignore_is_ignored_by_us_and_the_command() -> None:
+    code = """
+import signal
+print(signal.getsignal(signal.SIGHUP) == signal.SIG_IGN)
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])
+print(signal.sigtimedwait([signal.SIGHUP], 0.3))
+"""
     inner = [*RUNHIST, "exec", "--", *PYTHON, code]
-    done = subprocess.run(["sh", "-c", 'trap "" HUP; exec "$@"', "sh", *inner], env=OFF, capture_output=True, check=True)
-    assert done.stdout == b"True\n"
+    with subprocess.Popen(["sh", "-c", 'trap "" HUP; exec "$@"', "sh", *inner], env=OFF, stdout=subprocess.PIPE) as child:
+        assert child.stdout
+        assert child.stdout.readline() == b"True\n"
+        child.send_signal(signal.SIGHUP)
+        assert child.stdout.read() == b"None\n"
 
 
 @pytest.mark.parametrize("way", ["--no-pty", "--pty"])
@@ -132,13 +146,13 @@ def test_what_the_command_left_behind_does_not_hold_us_up() -> None:
 
 
 def test_what_the_command_left_behind_may_still_say_something() -> None:
-    code = "parent=$$; (while kill -0 $parent 2>/dev/null; do :; done; echo late) & echo early"
+    code = "parent=$$; (while kill -0 $parent 2>/dev/null; do :; done; sleep 0.1; echo late) & echo early"
     done = run("exec", "--", "sh", "-c", code, env=OFF)
     assert done.stdout == b"early\nlate\n"
 
 
 def test_a_chatterbox_that_the_command_left_behind_does_not_hold_us_up() -> None:
-    done = run("exec", "--", "sh", "-c", "yes & echo started", env=OFF, timeout=20)
+    done = run("exec", "--", "sh", "-c", "yes & yes & yes & yes & yes & yes & echo started", env=OFF, timeout=20)
     assert done.returncode == 0 and b"started\n" in done.stdout
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ import pytest
 from runhist.cli import recording as module
 from runhist.cli.command import Ended, NotStarted
 from runhist.cli.recording import Recording
+from runhist.cli.relay import is_ready
 from runhist.paths import choose_sockets
 from tests.client.cli.shells import PYTHON, run, start
 from tests.client.conftest import Hang, Refuse
@@ -256,9 +258,11 @@ def test_a_command_may_end_its_run_itself(small: SmallHistory) -> None:
 
     small.before = refuse
     assert exec_("--", "true").stderr == b""
-    done = exec_("--", "seq", "5")
+    small.calls.clear()
+    done = exec_("--", "seq", "500")
     (line,) = done.stderr.splitlines()
-    assert b": 5 events of run " in line and b"the run is completed" in line
+    assert b": 500 events of run " in line and b"the run is completed" in line
+    assert len(small.calls) < 20, "it goes on to send what cannot be stored"
 
 
 # The window, without a process around it
@@ -308,6 +312,30 @@ def test_past_the_deadline_output_is_left_out_and_a_note_tells_how_much(little: 
     assert note["left_out_lines"] >= 20
     assert note["left_out_bytes"] >= 15 + 10
     assert "lines" in note["text"] and "were left out here" in note["text"]
+
+
+def test_lines_are_recorded_again_only_when_half_of_the_window_is_free(little: Recording, small: SmallHistory) -> None:
+    def answer_two(method: str, parameters: dict[str, Any]) -> None:
+        if method == "Append" and parameters["first_n"] > 2:
+            raise Hang
+
+    small.before = answer_two
+    with small.changed:  # no answers meanwhile
+        little.take("stdout", b"x\n" * 2)
+        little.take("stdout", b"x\n" * 23)
+        while little.full():
+            little.pump()
+    interest = little.interest()
+    assert interest is not None and is_ready(interest[0], select.POLLIN, 30_000)
+    little.pump()
+    little.take("stdout", b"z\n" * 2)
+    small.before = lambda method, parameters: None
+    small.close()
+    small.open()
+    assert little.end(ENDED) is not None
+    assert [data["text"] for data in outputs(small)] == ["x"] * 10
+    (note,) = [stored.event["data"] for stored in small.stored if stored.event["type"] == "note"]
+    assert note["left_out_lines"] == 17
 
 
 def test_what_was_left_out_to_the_end_is_told_too(little: Recording, small: SmallHistory) -> None:

@@ -48,6 +48,14 @@ def test_the_command_is_on_a_terminal_of_the_same_size() -> None:
         assert terminal.rest() == (0, b"[True, True, True] 99 31\r\n")
 
 
+def test_the_commands_terminal_has_the_users_modes() -> None:
+    with shell(OFF) as terminal:
+        terminal.type(b"stty erase '#'\n")
+        terminal.until(b"READY> ")
+        terminal.type(typed("--", "stty", "-a"))
+        assert b"erase = #;" in terminal.until(b"READY> ")
+
+
 def test_with_no_pty_the_command_has_our_own_standard_input_and_pipes() -> None:
     code = "import os; print([os.isatty(fd) for fd in range(3)])"
     with Terminal(command("--no-pty", "--", *PYTHON, code), OFF) as terminal:
