@@ -225,7 +225,7 @@ class Connection:
                 await self._service.answer(self, call, reply)
         except Refusal as refusal:
             reply.refuse(refusal)
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
+        except EndConnection:
             raise
         except Exception as error:
             request_id = str(uuid4())
@@ -242,8 +242,12 @@ class Connection:
                 nursery.start_soon(self._notice_close, nursery.cancel_scope)
                 await stream()
                 nursery.cancel_scope.cancel()
+        except* (trio.BrokenResourceError, trio.ClosedResourceError):
+            self._broken = True
         finally:
             self.is_following = False
+        if self._broken:
+            raise EndConnection
 
     async def _notice_close(self, scope: trio.CancelScope) -> None:
         while self.machine.framing.buffered_bytes < LARGE_FRAME_BYTES:

@@ -29,7 +29,10 @@ def shortest_ending(run_id: str, neighbours: list[str]) -> str:
     if len(run_id.encode()) <= SHORT_ID_BYTES:
         return run_id
     shared = max((_shared_ending(run_id, other) for other in neighbours), default=0)
-    return run_id[-max(shared + 1, MIN_ENDING) :]
+    length = max(shared + 1, MIN_ENDING)
+    while length < len(run_id) and run_id[-length] == "-":  # or a command would take it for an option
+        length += 1
+    return run_id[-length:]
 
 
 def _shared_ending(one: str, other: str) -> int:

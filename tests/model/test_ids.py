@@ -27,5 +27,9 @@ def test_a_long_id_is_cut_to_the_shortest_ending_that_no_neighbour_shares() -> N
     assert shortest_ending("0123456789abcdef", ["xxxxxxx789abcdef", "f"]) == "6789abcdef"
 
 
+def test_a_short_form_never_looks_like_an_option() -> None:
+    assert shortest_ending("night-0003-gamma", []) == "3-gamma"
+
+
 def test_an_id_that_is_an_ending_of_another_is_shown_whole() -> None:
     assert shortest_ending("0123456789abcdef", ["x0123456789abcdef"]) == "0123456789abcdef"

@@ -91,7 +91,7 @@ def test_the_short_id_names_its_run_alone(history: History, connection: apsw.Con
     for run_id in ("aaaaaaaa-1-common-end", "aaaaaaaa-2-common-end", "aaaaaaaa-3-other"):
         history.begin(run_id)
     page = reader.list_runs(connection, UID, RunFilter(), None, 10)
-    assert [run.short_id for run in page.runs] == ["-other", "2-common-end", "1-common-end"]
+    assert [run.short_id for run in page.runs] == ["3-other", "2-common-end", "1-common-end"]
     for run in page.runs:
         assert listed(connection, name=run.short_id) == [run.run_id]
 
