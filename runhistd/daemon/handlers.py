@@ -221,7 +221,7 @@ async def get_status(service: Service, peer: Peer, call: calls.GetStatus) -> Any
             "free_bytes": shutil.disk_usage(database.parent).free,
             "sockets": service.sockets,
             "connections": len(service.connections),
-            "followers": sum(connection.is_following for connection in service.connections),
+            "followers": sum(connection.stream_ended is not None for connection in service.connections),
             "runs": counts,
             "commit": {
                 "commits": service.committer.commits,

@@ -100,6 +100,8 @@ async def serve_endpoints(
             service.stopping.set()
             with trio.move_on_after(service.config.stop_s):
                 for connection in list(service.connections):
+                    if connection.stream_ended is not None:
+                        await connection.stream_ended.wait()
                     await connection.answered()
                     await connection.sent(0)
             nursery.cancel_scope.cancel()

@@ -101,7 +101,7 @@ class Connection:
         self.stream = stream
         self.peer = peer
         self.machine = ServerConnection(decode_envelope, encode, max_frame_bytes)
-        self.is_following = False
+        self.stream_ended: trio.Event | None = None  # there is one while a stream goes on
         self._service = service
         self._replies: deque[Reply] = deque()
         self._unsent = bytearray()
@@ -236,7 +236,7 @@ class Connection:
     async def stream_until_closed(self, stream: Callable[[], Awaitable[None]]) -> None:
         """Run a stream; the peer's close cancels it at once, and then ends the connection."""
         self._replies.clear()  # its replies go out by themselves
-        self.is_following = True
+        self.stream_ended = trio.Event()
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._notice_close, nursery.cancel_scope)
@@ -245,7 +245,8 @@ class Connection:
         except* (trio.BrokenResourceError, trio.ClosedResourceError):
             self._broken = True
         finally:
-            self.is_following = False
+            self.stream_ended.set()
+            self.stream_ended = None
         if self._broken:
             raise EndConnection
 
