@@ -8,14 +8,16 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import runhist
 from tests.client.cli.shells import RUNHIST, run, start
+from tests.client.conftest import Vanish
 
 if TYPE_CHECKING:
+    from tests.client.conftest import SmallHistory
     from tests.conftest import Daemon
 
 
@@ -187,6 +189,23 @@ def test_the_end_of_the_daemon_in_the_middle_loses_and_doubles_nothing(
     assert [event.data["i"] for event in events(history, shell)[1:]] == list(range(300))
 
 
+@pytest.mark.parametrize("after", [False, True])
+def test_lines_whose_receipts_were_lost_are_sent_again(after: bool, small: SmallHistory) -> None:
+    def lose_the_third(method: str, parameters: dict[str, Any]) -> None:
+        nonlocal appends
+        appends += method == "Append"
+        if appends == 3:
+            raise Vanish(after)
+
+    appends = 0
+    small.before = lose_the_third
+    lines = "".join(json.dumps({"type": "turn", "data": {"i": i}}) + "\n" for i in range(10))
+    env = {**os.environ, "RUNHIST_RUN": "r", "RUNHIST_LEASE": "1"}
+    assert run("append", "-", env=env, stdin=lines.encode()).returncode == 0
+    assert [stored.event["data"]["i"] for stored in small.stored] == list(range(10))
+    assert small.connections == 2
+
+
 @pytest.mark.parametrize("data", ["[1]", "{", "1"])
 def test_data_that_is_no_object_is_a_usage_error(data: str, shell: dict[str, str]) -> None:
     assert run("append", "turn", "--data", data, env=shell).returncode == 2
@@ -206,6 +225,9 @@ def test_a_lease_that_is_no_number_is_a_usage_error(shell: dict[str, str]) -> No
 def test_another_run_can_be_named(history: runhist.History, shell: dict[str, str], daemon: Daemon) -> None:
     assert run("append", "turn", "--run", shell["RUNHIST_RUN"], env=daemon.env).returncode == 0
     assert events(history, shell)[-1].type == "turn"
+    other = begin(dict(daemon.env))
+    assert run("append", "other", "--run", other["RUNHIST_RUN"][-8:], env=shell).returncode == 0
+    assert events(history, other)[-1].type == "other"
 
 
 # end

@@ -11,6 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from runhist.cli import relay
+from runhist.cli.command import Change, Ended, Output
+from runhist.cli.exec import Unrecorded
+from runhist.cli.signals import caught
 from tests.client.cli.shells import PORTABLE, PYTHON, RUNHIST, run, start
 
 OFF = {**os.environ, "RUNHIST": "off"}
@@ -95,8 +99,8 @@ print("came", signal.sigtimedwait([{number}], 0.2))
 def test_a_signal_that_we_were_started_to_ignore_is_ignored_by_us_and_the_command() -> None:
     code = """
 import signal
-print(signal.getsignal(signal.SIGHUP) == signal.SIG_IGN)
 signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])
+print(signal.getsignal(signal.SIGHUP) == signal.SIG_IGN)
 print(signal.sigtimedwait([signal.SIGHUP], 0.3))
 """
     inner = [*RUNHIST, "exec", "--", *PYTHON, code]
@@ -151,9 +155,36 @@ def test_what_the_command_left_behind_may_still_say_something() -> None:
     assert done.stdout == b"early\nlate\n"
 
 
-def test_a_chatterbox_that_the_command_left_behind_does_not_hold_us_up() -> None:
-    done = run("exec", "--", "sh", "-c", "yes & yes & yes & yes & yes & yes & echo started", env=OFF, timeout=20)
-    assert done.returncode == 0 and b"started\n" in done.stdout
+class Chatterbox:
+    """A command that has ended, and left something behind whose output never pauses."""
+
+    in_our_group = True
+
+    def __init__(self, output: int, sink: int) -> None:
+        self.outputs: tuple[Output, ...] = (Output(output, "stdout", sink),)
+        self._untold: list[Change] = [Ended(0, 0, 0, 0)]
+
+    def report_fd(self) -> int | None:
+        return self.outputs[0].fd if self._untold else None
+
+    def changes(self) -> list[Change]:
+        told, self._untold = self._untold, []
+        return told
+
+    def send_signal(self, number: int) -> None:
+        raise AssertionError
+
+    def resume(self) -> None:
+        raise AssertionError
+
+
+def test_a_chatterbox_that_the_command_left_behind_does_not_hold_us_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relay, "LINGER_S", 0.1)
+    sink = os.open(os.devnull, os.O_WRONLY)
+    with caught([]) as signals:
+        command = Chatterbox(os.open("/dev/zero", os.O_RDONLY), sink)
+        assert relay.Relay(command, Unrecorded(), signals).run().status == 0
+    os.close(sink)
 
 
 def test_closed_standard_streams_stay_out_of_the_commands_way() -> None:
