@@ -45,7 +45,8 @@ def main(arguments: Optional[List[str]] = None) -> int:
     args = parse(words)
     try:
         status = int(args.run_command(args))
-        sys.stdout.flush()
+        if sys.stdout is not None:  # exec passes closed streams on as they are
+            sys.stdout.flush()  # here, where a closed pipe is still caught
         return status
     except KeyboardInterrupt:
         return INTERRUPTED

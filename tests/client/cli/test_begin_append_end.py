@@ -191,13 +191,14 @@ def test_the_end_of_the_daemon_in_the_middle_loses_and_doubles_nothing(
 
 @pytest.mark.parametrize("after", [False, True])
 def test_lines_whose_receipts_were_lost_are_sent_again(after: bool, small: SmallHistory) -> None:
+    appends = 0
+
     def lose_the_third(method: str, parameters: dict[str, Any]) -> None:
         nonlocal appends
         appends += method == "Append"
         if appends == 3:
             raise Vanish(after)
 
-    appends = 0
     small.before = lose_the_third
     lines = "".join(json.dumps({"type": "turn", "data": {"i": i}}) + "\n" for i in range(10))
     env = {**os.environ, "RUNHIST_RUN": "r", "RUNHIST_LEASE": "1"}
