@@ -14,11 +14,20 @@ from runhist.protocol import INTERFACE, SERVICE, interface_text
 from runhist.protocol.errors import ERRORS
 from runhistd.daemon import calls, handlers
 from runhistd.model import errors, events, views
-from runhistd.store.log import Appended, Begun
+from runhistd.store.leases import Begun, Claimed, Released
+from runhistd.store.log import Appended
 
 interface = Interface(interface_text())
 METHODS = [name for name, member in interface.members.items() if type(member).__name__ == "_Method"]
 WIRE_ERRORS = [name for name, member in interface.members.items() if type(member).__name__ == "_Error"]
+
+
+WRITES = {
+    "BeginRun": calls.BeginCall,
+    "Append": calls.AppendCall,
+    "ClaimRun": calls.ClaimCall,
+    "ReleaseRun": calls.ReleaseCall,
+}
 
 
 def members(cls: Any) -> set[str]:
@@ -31,7 +40,7 @@ def members(cls: Any) -> set[str]:
     [
         *((cls.__name__, cls) for cls in (views.Run, views.RunDetail, views.Step, views.UsageRow, views.UsageTotals)),
         *((cls.__name__, cls) for cls in (views.Gate, views.StatusCount, events.Event, events.StoredEvent)),
-        *((cls.__name__, cls) for cls in (events.Usage, events.RunSpec, calls.Cursor)),
+        *((cls.__name__, cls) for cls in (views.Interrupted, events.Usage, events.RunSpec, calls.Cursor)),
     ],
 )
 def test_a_type_has_the_members_of_the_interface(name: str, cls: Any) -> None:
@@ -40,18 +49,22 @@ def test_a_type_has_the_members_of_the_interface(name: str, cls: Any) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_method_takes_the_members_of_the_interface(method: str) -> None:
-    cls = {"BeginRun": calls.BeginCall, "Append": calls.AppendCall}.get(method) or getattr(calls, method)
+    cls = WRITES.get(method) or getattr(calls, method)
     assert members(cls) == set(interface.members[method].in_type.fields)
 
 
 def test_what_the_writes_answer_is_in_the_interface() -> None:
     assert members(Appended) == set(interface.members["Append"].out_type.fields)
     assert members(Begun) == set(interface.members["BeginRun"].out_type.fields)
+    assert members(Claimed) == set(interface.members["ClaimRun"].out_type.fields)
+    assert members(Released) == set(interface.members["ReleaseRun"].out_type.fields)
 
 
 def test_every_method_of_the_interface_is_served_and_no_other() -> None:
     served = {name.removeprefix(f"{INTERFACE}.") for name in handlers.METHODS if name.startswith(INTERFACE)}
-    assert served | {"BeginRun", "Append"} == set(METHODS)
+    written = {name.removeprefix(f"{INTERFACE}.") for name in handlers.WRITES}
+    assert written == set(WRITES)
+    assert served | written == set(METHODS)
 
 
 def test_every_refusal_is_an_error_of_the_interface_with_its_members() -> None:

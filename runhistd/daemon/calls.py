@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
 import cattrs
@@ -22,8 +22,10 @@ from msgspec import Raw, Struct
 
 from runhistd.model.decide import Append
 from runhistd.model.errors import InvalidParameter, TooLarge
-from runhistd.model.events import EMPTY, MAX_COUNT, Count, Event, Positive, RunSpec, fault_path
+from runhistd.model.events import EMPTY, MAX_COUNT, STATUSES, Count, Event, Positive, RunSpec, fault_path
+from runhistd.model.holder import Holder
 from runhistd.model.ids import check_name
+from runhistd.model.lease import Release
 
 MAX_DEPTH = 64
 _ESCAPE = re.compile(rb"\\(?:u([0-9a-fA-F]{4})|.)", re.DOTALL)
@@ -55,6 +57,7 @@ class BeginCall(Struct, frozen=True, forbid_unknown_fields=True):
 
     run: Raw
     lease_key: UUID
+    lease: Literal["owned", "none"] = "owned"
     owner_pid: Positive | None = None
     caller_pid: Positive | None = None
 
@@ -70,8 +73,34 @@ class AppendCall(Struct, frozen=True, forbid_unknown_fields=True):
     first_n: Positive | None = None
 
 
+class ClaimCall(Struct, frozen=True, forbid_unknown_fields=True):
+    """ClaimRun."""
+
+    run_id: str
+    lease_key: UUID
+    namespace: str | None = None
+    expect_status: list[str] | None = None
+    expect_seq: Count | None = None
+    takeover: bool | None = None
+    owner_pid: Positive | None = None
+    caller_pid: Positive | None = None
+    writer: UUID | None = None
+    first_n: Positive | None = None
+    events: list[Event] | None = None
+
+
+class ReleaseCall(Struct, frozen=True, forbid_unknown_fields=True):
+    """ReleaseRun."""
+
+    run_id: str
+    epoch: Count
+    namespace: str | None = None
+
+
 _decode_envelope = msgspec.json.Decoder(Envelope).decode
 _decode_begin = msgspec.json.Decoder(BeginCall).decode
+_decode_claim = msgspec.json.Decoder(ClaimCall).decode
+_decode_release = msgspec.json.Decoder(ReleaseCall).decode
 _decode_append = msgspec.json.Decoder(AppendCall).decode
 _decode_spec = msgspec.json.Decoder(RunSpec).decode
 _decode_any = msgspec.json.Decoder().decode
@@ -104,25 +133,59 @@ def decode_begin(parameters: Raw) -> tuple[BeginCall, RunSpec]:
     check_name("run.run_id", spec.run_id)
     if spec.namespace is not None:
         check_name("run.namespace", spec.namespace)
+    if spec.team_epoch is not None and spec.team_run_id is None:
+        raise InvalidParameter("run.team_run_id")
     return call, spec
 
 
-def decode_append(parameters: Raw, uid: int, event_bytes: int) -> Append:
-    """Append's parameters as a request of that user. Raises InvalidParameter, TooLarge."""
+def decode_append(parameters: Raw, uid: int, holder: Holder | None, event_bytes: int) -> Append:
+    """Append's parameters as a request of that user and process. Raises InvalidParameter, TooLarge."""
     try:
         call = _decode_append(parameters)
     except msgspec.ValidationError as error:
         raise _invalid(error) from error
     except RecursionError as error:
         raise InvalidParameter("events") from error
-    check_name("run_id", call.run_id)
-    namespace = check_name("namespace", call.namespace) if call.namespace is not None else "default"
     if not call.events:
         raise InvalidParameter("events")
-    events = [_check_event(event, i, event_bytes) for i, event in enumerate(call.events)]
+    namespace, events = _check_name(call), _check_events(call.events, parameters, event_bytes)
+    return Append(uid, namespace, call.run_id, call.epoch, call.writer, call.first_n, events, holder)
+
+
+def decode_claim(parameters: Raw, event_bytes: int) -> tuple[str, ClaimCall]:
+    """ClaimRun's parameters and the namespace. Raises InvalidParameter, TooLarge."""
+    try:
+        call = _decode_claim(parameters)
+    except msgspec.ValidationError as error:
+        raise _invalid(error) from error
+    except RecursionError as error:
+        raise InvalidParameter("events") from error
+    for i, status in enumerate(call.expect_status or ()):
+        if status not in STATUSES:
+            raise InvalidParameter(f"expect_status[{i}]")
+    events = _check_events(call.events or [], parameters, event_bytes)
+    return _check_name(call), msgspec.structs.replace(call, events=events)
+
+
+def decode_release(parameters: Raw, uid: int) -> Release:
+    """ReleaseRun's parameters as a request of that user. Raises InvalidParameter."""
+    try:
+        call = _decode_release(parameters)
+    except msgspec.ValidationError as error:
+        raise _invalid(error) from error
+    return Release(uid, _check_name(call), call.run_id, call.epoch)
+
+
+def _check_name(call: AppendCall | ClaimCall | ReleaseCall) -> str:
+    check_name("run_id", call.run_id)
+    return "default" if call.namespace is None else check_name("namespace", call.namespace)
+
+
+def _check_events(events: list[Event], parameters: Raw, event_bytes: int) -> list[Event]:
+    checked = [_check_event(event, i, event_bytes) for i, event in enumerate(events)]
     if _has_bad_escape(bytes(parameters)):
         raise InvalidParameter("events")
-    return Append(uid, namespace, call.run_id, call.epoch, call.writer, call.first_n, events)
+    return checked
 
 
 def _check_event(event: Event, i: int, event_bytes: int) -> Event:
@@ -217,9 +280,22 @@ class ListRuns:
     status: list[str] | None = None
     agent_id: str | None = None
     workflow: str | None = None
+    team_id: str | None = None
+    team_run_id: str | None = None
     parent_run_id: str | None = None
     since_us: int | None = None
     name: str | None = None
+    page: str | None = None
+    limit: int | None = None
+
+
+@frozen
+class ListInterrupted:
+    """ListInterrupted."""
+
+    namespace: str | None = None
+    agent_id: str | None = None
+    workflow: str | None = None
     page: str | None = None
     limit: int | None = None
 
@@ -274,6 +350,7 @@ class Follow:
     namespace: str | None = None
     run_id: str | None = None
     agent_id: str | None = None
+    team_run_id: str | None = None
     types: list[str] | None = field(default=None)
     kinds: list[str] | None = None
     heartbeat_us: int | None = None

@@ -23,7 +23,8 @@ from uuid import uuid4
 import trio
 
 from runhistd.model.errors import Damaged, InternalError, Refusal
-from runhistd.store.log import Appended, Begun, Committed, EventLog, Failed, Request
+from runhistd.store.leases import Begun, Buried, Claimed, Released
+from runhistd.store.log import Appended, Committed, EventLog, Failed, Request
 
 from .instance import Instance
 
@@ -35,7 +36,7 @@ TRUNCATE_BYTES = 64 * 1024 * 1024
 IDLE_S = 5.0
 SLOW_COMMIT_S = 0.0005  # below this, waiting for more writers costs more than it saves
 
-Outcome = Begun | Appended | Refusal
+Outcome = Appended | Begun | Claimed | Released | Buried | Refusal
 
 
 class Slot(Protocol):
@@ -150,4 +151,3 @@ def _isolate(failed: Failed) -> InternalError:
     request_id = str(uuid4())
     logger.error("a request failed", exc_info=failed.error, extra={"fields": {"request_id": request_id}})
     return InternalError(request_id)
-

@@ -84,7 +84,12 @@ class Tail:
         for recent in self._recent[position - self._start :]:
             event = recent.committed.event
             if recent.committed.uid != uid or not filter.matches(
-                event.namespace, event.run_id, recent.committed.agent_id, event.type, event.kind
+                event.namespace,
+                event.run_id,
+                recent.committed.agent_id,
+                recent.committed.team_run_id,
+                event.type,
+                event.kind,
             ):
                 continue
             size += len(recent.encoded())

@@ -21,13 +21,16 @@ from msgspec import Raw
 import runhistd
 from runhist.protocol import INTERFACE, SERVICE, interface_text
 from runhistd.config import Config
-from runhistd.model.decide import Begin
+from runhistd.model.decide import Append
 from runhistd.model.errors import InvalidParameter, PositionExpired, ShuttingDown
 from runhistd.model.events import KINDS, STATUSES
+from runhistd.model.holder import Holder
 from runhistd.model.ids import check_name
+from runhistd.model.lease import Begin, Claim, Release
 from runhistd.model.views import EventFilter, RunFilter
 from runhistd.store import reader
 from runhistd.store.database import SCHEMA_VERSION, Reader
+from runhistd.store.log import Request
 
 from . import calls
 from .commit import Committer, now_us
@@ -67,16 +70,12 @@ class Service:
 
     def submit(self, connection: Connection, call: calls.Envelope, reply: Reply) -> bool:
         """Queue a write; False when the call is none. Raises Refusal."""
-        if call.method == f"{INTERFACE}.Append":
-            self._refuse_when_stopping()
-            request = calls.decode_append(call.parameters, connection.peer.uid, self.config.event_bytes)
-            self.committer.submit(request, reply, call.size)
-            return True
-        if call.method == f"{INTERFACE}.BeginRun":
-            self._refuse_when_stopping()
-            self.committer.submit(begin_request(connection.peer, call.parameters), reply, call.size)
-            return True
-        return False
+        make_request = WRITES.get(call.method)
+        if make_request is None:
+            return False
+        self._refuse_when_stopping()
+        self.committer.submit(make_request(self, connection.peer, call.parameters), reply, call.size)
+        return True
 
     async def answer(self, connection: Connection, call: calls.Envelope, reply: Reply) -> None:
         """Carry out any other call. Raises Refusal."""
@@ -120,21 +119,53 @@ class Service:
             raise ShuttingDown
 
 
-def begin_request(peer: Peer, parameters: Raw) -> Begin:
+def append_request(service: Service, peer: Peer, parameters: Raw) -> Append:
+    """Append as a request."""
+    return calls.decode_append(parameters, peer.uid, peer.holder, service.config.event_bytes)
+
+
+def begin_request(service: Service, peer: Peer, parameters: Raw) -> Begin:
     """BeginRun as a request. The owner is the peer, or a process of its user that it names."""
     call, spec = calls.decode_begin(parameters)
-    owner_pid = peer.pid
-    if call.owner_pid is not None:
-        if call.caller_pid != peer.pid:
-            raise InvalidParameter("caller_pid")  # it counts processes otherwise than we do: owner_pid means another
-        owner_pid = call.owner_pid
-        try:
-            if Path(f"/proc/{owner_pid}").stat().st_uid != peer.uid:
-                raise InvalidParameter("owner_pid")
-        except OSError as error:
-            raise InvalidParameter("owner_pid") from error
-    namespace = spec.namespace or "default"
-    return Begin(peer.uid, namespace, spec.run_id, call.lease_key, owner_pid, bytes(call.run), spec.time_us)
+    owner, namespace = owner_of(peer, call), spec.namespace or "default"
+    return Begin(peer.uid, namespace, spec.run_id, call.lease_key, owner, bytes(call.run), spec.time_us, call.lease)
+
+
+def claim_request(service: Service, peer: Peer, parameters: Raw) -> Claim:
+    """ClaimRun as a request; its owner as in BeginRun."""
+    namespace, call = calls.decode_claim(parameters, service.config.event_bytes)
+    return Claim(
+        uid=peer.uid,
+        namespace=namespace,
+        run_id=call.run_id,
+        lease_key=call.lease_key,
+        holder=owner_of(peer, call),
+        expect_status=None if call.expect_status is None else tuple(call.expect_status),
+        expect_seq=call.expect_seq,
+        takeover=bool(call.takeover),
+        writer=call.writer,
+        first_n=call.first_n,
+        events=call.events or [],
+    )
+
+
+def release_request(service: Service, peer: Peer, parameters: Raw) -> Release:
+    """ReleaseRun as a request."""
+    return calls.decode_release(parameters, peer.uid)
+
+
+def owner_of(peer: Peer, call: calls.BeginCall | calls.ClaimCall) -> Holder:
+    """The process that a lease is granted to: the peer, or one of its user that it names. Raises InvalidParameter."""
+    if call.owner_pid is None:
+        return peer.holder
+    if call.caller_pid != peer.pid:
+        raise InvalidParameter("caller_pid")  # it counts processes otherwise than we do: owner_pid means another
+    try:
+        if Path(f"/proc/{call.owner_pid}").stat().st_uid != peer.uid:
+            raise InvalidParameter("owner_pid")
+    except OSError as error:
+        raise InvalidParameter("owner_pid") from error
+    return Holder(call.owner_pid)
 
 
 async def get_info(service: Service, peer: Peer, call: calls.GetInfo) -> Any:
@@ -177,10 +208,25 @@ async def list_runs(service: Service, peer: Peer, call: calls.ListRuns) -> Any:
         check_name("name", call.name)
     status = None if call.status is None else tuple(call.status)
     wanted = RunFilter(
-        call.namespace, status, call.agent_id, call.workflow, call.parent_run_id, call.since_us, call.name
+        namespace=call.namespace,
+        status=status,
+        agent_id=call.agent_id,
+        workflow=call.workflow,
+        team_id=call.team_id,
+        team_run_id=call.team_run_id,
+        parent_run_id=call.parent_run_id,
+        since_us=call.since_us,
+        name=call.name,
     )
     page = await service.read(reader.list_runs, peer.uid, wanted, whole_page(call.page), limit_of(call.limit))
     return _views.unstructure({"runs": page.runs, "next_page": page.next_page, "total": page.total})
+
+
+async def list_interrupted(service: Service, peer: Peer, call: calls.ListInterrupted) -> Any:
+    wanted = RunFilter(namespace=call.namespace, agent_id=call.agent_id, workflow=call.workflow)
+    arguments = (peer.uid, wanted, whole_page(call.page), limit_of(call.limit))
+    runs, next_page = await service.read(reader.list_interrupted, *arguments)
+    return _views.unstructure({"runs": runs, "next_page": next_page})
 
 
 async def get_steps(service: Service, peer: Peer, call: calls.GetSteps) -> Any:
@@ -315,7 +361,7 @@ def filter_of(call: calls.Follow) -> EventFilter:
     check_kinds(call.kinds)
     types = None if call.types is None else frozenset(call.types)
     kinds = None if call.kinds is None else frozenset(call.kinds)
-    return EventFilter(call.namespace, call.run_id, call.agent_id, types, kinds)
+    return EventFilter(call.namespace, call.run_id, call.agent_id, call.team_run_id, types, kinds)
 
 
 def check_kinds(kinds: list[str] | None) -> None:
@@ -347,6 +393,12 @@ def check_usage_page(page: str) -> None:
 
 Handler = Callable[[Service, Peer, Any], Awaitable[Any]]
 
+WRITES: dict[str, Callable[[Service, Peer, Raw], Request]] = {
+    f"{INTERFACE}.Append": append_request,
+    f"{INTERFACE}.BeginRun": begin_request,
+    f"{INTERFACE}.ClaimRun": claim_request,
+    f"{INTERFACE}.ReleaseRun": release_request,
+}
 
 METHODS: dict[str, tuple[type[Any], Handler | None]] = {
     f"{SERVICE}.GetInfo": (calls.GetInfo, get_info),
@@ -354,6 +406,7 @@ METHODS: dict[str, tuple[type[Any], Handler | None]] = {
     f"{INTERFACE}.Describe": (calls.Describe, describe),
     f"{INTERFACE}.GetRun": (calls.GetRun, get_run),
     f"{INTERFACE}.ListRuns": (calls.ListRuns, list_runs),
+    f"{INTERFACE}.ListInterrupted": (calls.ListInterrupted, list_interrupted),
     f"{INTERFACE}.GetSteps": (calls.GetSteps, get_steps),
     f"{INTERFACE}.GetUsage": (calls.GetUsage, get_usage),
     f"{INTERFACE}.GetEvents": (calls.GetEvents, get_events),

@@ -27,6 +27,7 @@ from attrs import frozen
 
 from runhist.protocol import INTERFACE, SERVICE, FrameTooLong, ServerConnection
 from runhistd.model.errors import InternalError, InvalidParameter, PermissionDenied, Refusal, TooLarge
+from runhistd.model.holder import Holder
 
 from .calls import Envelope, MalformedCall, decode_envelope
 from .commit import Outcome
@@ -54,6 +55,11 @@ class Peer:
 
     uid: int
     pid: int
+
+    @property
+    def holder(self) -> Holder:
+        """The peer's process as a holder of leases."""
+        return Holder(self.pid)
 
 
 def peer_of(stream: trio.SocketStream) -> Peer | None:

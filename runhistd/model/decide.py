@@ -13,6 +13,7 @@ from msgspec import Struct
 
 from .errors import Conflict, InvalidParameter, NotAllowed, RunClosed, SequenceGap, StaleEpoch
 from .events import DAEMON_KINDS, TERMINAL, TERMINAL_STATUS, Answered, Event, Payload, Usage, kind_of, payload_of
+from .holder import Holder
 from .run import Head
 
 _NEEDS_STEP = frozenset({"step.started", "step.retrying", "step.completed", "step.failed", "step.skipped"})
@@ -47,7 +48,10 @@ class Accepted(Struct, frozen=True):
 
 
 class Append(Struct, frozen=True):
-    """A request to store events. `writer` and `first_n` come together; without them every event needs a key."""
+    """A request to store events. `writer` and `first_n` come together; without them every event needs a key.
+
+    `holder` is the process that sends; None when nobody is known to be alive behind it, as for what a dead process left.
+    """
 
     uid: int
     namespace: str
@@ -56,18 +60,12 @@ class Append(Struct, frozen=True):
     writer: UUID | None
     first_n: int | None
     events: list[Event]
+    holder: Holder | None = None
 
-
-class Begin(Struct, frozen=True):
-    """A request to begin a run. `spec` is the RunSpec as JSON, stored as the first event's data."""
-
-    uid: int
-    namespace: str
-    run_id: str
-    lease_key: UUID
-    owner_pid: int
-    spec: bytes
-    time_us: int | None
+    @property
+    def reopens(self) -> bool:
+        """Whether these events prove that an owner who was taken for dead is alive."""
+        return self.holder is not None
 
 
 def content_of(event: Event, kind: str) -> Content:
@@ -75,19 +73,30 @@ def content_of(event: Event, kind: str) -> Content:
     return Content(event.type, kind, event.step_id, event.attempt, event.usage, bytes(event.data))
 
 
-def decide(head: Head, request: Append, last_n: int, stored: Mapping[str, StoredKey]) -> list[Accepted]:
+def decide(
+    head: Head,
+    request: Append,
+    last_n: int,
+    stored: Mapping[str, StoredKey],
+    lease: str = "owned",
+    owner_pid: int | None = None,
+) -> list[Accepted]:
     """The events of the request that are new, in order; those stored already are left out.
 
-    `last_n` is what is stored of the writer; `stored` holds the keys of this request that the run already has. Raises
-    a Refusal, and then nothing of the request may be stored.
+    `last_n` is what is stored of the writer; `stored` holds the keys of this request that the run already has; `lease` is
+    the state of the run's lease and `owner_pid` whom it was granted to. Raises a Refusal, and then nothing of the request
+    may be stored. An incomplete run is reopened before the events are stored if the request `reopens` it.
     """
     if (request.writer is None) != (request.first_n is None):
         raise InvalidParameter("first_n" if request.first_n is None else "writer")
     fresh = _new_events(request, last_n, stored)
     if not fresh:
         return fresh
-    _check_epoch(head, request, last_n, fresh)
-    _check_status(head, fresh)
+    if lease == "none":
+        _check_keys(head, request, last_n, owner_pid)
+    else:
+        _check_epoch(head, request, last_n, fresh, owner_pid)
+    _check_status(head, fresh, lease, request.reopens)
     if request.first_n is not None and request.first_n > last_n + 1:
         raise SequenceGap(last_n + 1, last_n)
     return fresh
@@ -122,19 +131,30 @@ def _new_events(request: Append, last_n: int, stored: Mapping[str, StoredKey]) -
     return fresh
 
 
-def _check_epoch(head: Head, request: Append, last_n: int, fresh: list[Accepted]) -> None:
+def _check_keys(head: Head, request: Append, last_n: int, owner_pid: int | None) -> None:
+    """Many processes write a run without a lease, so that only keys can tell a repeat."""
+    if request.epoch not in (None, head.epoch):
+        raise StaleEpoch(head.epoch, owner_pid, last_n)
+    for i, event in enumerate(request.events):
+        if event.key is None:
+            raise InvalidParameter(f"events[{i}].key")
+
+
+def _check_epoch(head: Head, request: Append, last_n: int, fresh: list[Accepted], owner_pid: int | None) -> None:
     if request.epoch == head.epoch:
         return
     if request.epoch is not None:
-        raise StaleEpoch(head.epoch, last_n)
+        raise StaleEpoch(head.epoch, owner_pid, last_n)
     for new in fresh:
         if new.kind not in _WITHOUT_LEASE or (new.kind != "gate.answered" and head.status not in TERMINAL):
             raise NotAllowed("epoch", "a process owns this run; send the epoch of its lease")
 
 
-def _check_status(head: Head, fresh: list[Accepted]) -> None:
+def _check_status(head: Head, fresh: list[Accepted], lease: str, reopens: bool) -> None:
     """Walk the status machine over the new events without folding them."""
     status = head.status
+    if status == "incomplete" and lease != "ended" and reopens:
+        status = "running"
     gate_answer_seq = head.gate_answer_seq
     for i, new in enumerate(fresh):
         path = f"events[{i}].kind"
@@ -143,10 +163,10 @@ def _check_status(head: Head, fresh: list[Accepted]) -> None:
                 raise RunClosed(status)
         elif new.kind == "gate.answered":
             gate_answer_seq = _check_answer(head, status, gate_answer_seq, i, new)
-        elif status != "running":
-            raise NotAllowed(path, f"the run is {status}; it must be claimed before it goes on")
-        else:
+        elif status == "running" or (status == "incomplete" and lease != "ended"):
             status = "paused" if new.kind == "run.paused" else TERMINAL_STATUS.get(new.kind, status)
+        else:
+            raise NotAllowed(path, f"the run is {status}; it must be claimed before it goes on")
 
 
 def _check_answer(head: Head, status: str, answered: int | None, i: int, new: Accepted) -> int:

@@ -6,7 +6,7 @@ from __future__ import annotations
 class Refusal(Exception):
     """A request that is refused, with the members of the wire error as `parameters`. Nothing of it was stored."""
 
-    def __init__(self, **parameters: str | int) -> None:
+    def __init__(self, **parameters: str | int | None) -> None:
         super().__init__(parameters)
         self.parameters = parameters
 
@@ -40,10 +40,34 @@ class RunClosed(Refusal):
 
 
 class StaleEpoch(Refusal):
-    """The request came under another lease than the current one. `last_n` tells the writer what is stored of it."""
+    """The request came under another lease than the current one, which was granted to the process `owner_pid`.
 
-    def __init__(self, epoch: int, last_n: int) -> None:
-        super().__init__(epoch=epoch, last_n=last_n)
+    `last_n` tells the writer what is stored of it.
+    """
+
+    def __init__(self, epoch: int, owner_pid: int | None, last_n: int) -> None:
+        super().__init__(epoch=epoch, owner_pid=owner_pid, last_n=last_n)
+
+
+class StaleTeamEpoch(Refusal):
+    """The run belongs to an execution of its team that a newer one, of `team_epoch`, has replaced."""
+
+    def __init__(self, team_epoch: int) -> None:
+        super().__init__(team_epoch=team_epoch)
+
+
+class LeaseHeld(Refusal):
+    """The run is going on under the lease of the process `owner_pid`."""
+
+    def __init__(self, owner_pid: int | None, epoch: int) -> None:
+        super().__init__(owner_pid=owner_pid, epoch=epoch)
+
+
+class StatusChanged(Refusal):
+    """The run is not as the claim expects it."""
+
+    def __init__(self, status: str, last_seq: int) -> None:
+        super().__init__(status=status, last_seq=last_seq)
 
 
 class SequenceGap(Refusal):

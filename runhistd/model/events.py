@@ -104,6 +104,9 @@ class RunSpec(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tru
     workflow: Name | None = None
     definition: dict[str, Any] | None = None
     agent_id: Name | None = None
+    team_id: Name | None = None
+    team_run_id: Name | None = None
+    team_epoch: Positive | None = None
     parent_run_id: Name | None = None
     title: str | None = None
     metadata: dict[str, Any] | None = None

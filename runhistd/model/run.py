@@ -102,6 +102,9 @@ class Head(Struct):
     status: str = "pending"
     workflow: str | None = None
     agent_id: str | None = None
+    team_id: str | None = None
+    team_run_id: str | None = None
+    team_epoch: int | None = None
     parent_run_id: str | None = None
     title: str | None = None
     current_step: str | None = None
@@ -155,6 +158,7 @@ def _run_started(head: Head, event: Applied) -> None:
     spec = cast(RunSpec, event.payload)
     head.status = "running"
     head.workflow, head.agent_id = spec.workflow, spec.agent_id
+    head.team_id, head.team_run_id, head.team_epoch = spec.team_id, spec.team_run_id, spec.team_epoch
     head.parent_run_id, head.title = spec.parent_run_id, spec.title
     head.epoch = event.epoch
     head.started_us, head.created_us = event.at_us, event.received_us

@@ -45,12 +45,16 @@ class Run:
     status: str
     workflow: str | None
     agent_id: str | None
+    team_id: str | None
+    team_run_id: str | None
+    team_epoch: int | None
     parent_run_id: str | None
     title: str | None
     current_step: str | None
     error: str | None
     gate: Gate | None
     epoch: int
+    lease: str
     owner_pid: int | None
     last_seq: int
     started_us: int
@@ -70,6 +74,16 @@ class RunDetail:
     state: Raw | None
     output: Raw | None
     checkpoint_seq: int | None
+    evidence: Raw | None
+
+
+@frozen
+class Interrupted:
+    """A run that waits for somebody to go on with it. `evidence` tells why it lost its owner."""
+
+    run: Run
+    resumable: bool
+    evidence: Raw | None
 
 
 @frozen
@@ -114,6 +128,8 @@ class RunFilter:
     status: tuple[str, ...] | None = None
     agent_id: str | None = None
     workflow: str | None = None
+    team_id: str | None = None
+    team_run_id: str | None = None
     parent_run_id: str | None = None
     since_us: int | None = None
     name: str | None = None
@@ -126,15 +142,19 @@ class EventFilter:
     namespace: str | None = None
     run_id: str | None = None
     agent_id: str | None = None
+    team_run_id: str | None = None
     types: frozenset[str] | None = None
     kinds: frozenset[str] | None = None
 
-    def matches(self, namespace: str, run_id: str, agent_id: str | None, type: str, kind: str) -> bool:
+    def matches(
+        self, namespace: str, run_id: str, agent_id: str | None, team_run_id: str | None, type: str, kind: str
+    ) -> bool:
         """Whether an event of that run, type and kind is wanted."""
         return (
             (self.namespace is None or self.namespace == namespace)
             and (self.run_id is None or self.run_id == run_id)
             and (self.agent_id is None or self.agent_id == agent_id)
+            and (self.team_run_id is None or self.team_run_id == team_run_id)
             and (self.types is None or type in self.types)
             and (self.kinds is None or kind in self.kinds)
         )

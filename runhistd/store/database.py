@@ -17,7 +17,7 @@ from msgspec import Struct
 
 from . import sql
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 PAGE_BYTES = 4096
 CACHE_KIB = 16 * 1024  # pages of live runs' index leaves; the daemon stays under 60 MB idle
 BUSY_TIMEOUT_MS = 2000  # the only other writer could be a person with a SQLite shell
@@ -55,6 +55,11 @@ class Counters(Struct, frozen=True):
 def schema_text() -> str:
     """The statements that make the tables of the current version."""
     return resources.files(__package__).joinpath("schema.sql").read_text(encoding="utf-8")
+
+
+def migration_text(version: int) -> str:
+    """The statements that make the tables of `version` from those of the version before."""
+    return resources.files(__package__).joinpath("migrations", f"{version}.sql").read_text(encoding="utf-8")
 
 
 def open_writer(database: Path) -> apsw.Connection:
@@ -125,11 +130,15 @@ def _configure(connection: apsw.Connection) -> None:
 
 def _migrate(connection: apsw.Connection) -> None:
     """Bring the schema to SCHEMA_VERSION in one transaction; a new database gets all tables at once."""
-    if connection.pragma("user_version") == SCHEMA_VERSION:
+    found = int(connection.pragma("user_version"))
+    if found == SCHEMA_VERSION:
         return
     with connection:
-        connection.execute(schema_text())
-        connection.execute(sql.INSERT_HISTORY, (str(uuid.uuid4()),))
+        if found == 0:
+            connection.execute(schema_text())
+            connection.execute(sql.INSERT_HISTORY, (str(uuid.uuid4()),))
+        for version in range(found + 1, SCHEMA_VERSION + 1) if found else ():
+            connection.execute(migration_text(version))
         connection.pragma("user_version", SCHEMA_VERSION)
 
 

@@ -16,6 +16,8 @@ import msgspec
 
 from ..model.decide import StoredKey
 from ..model.events import Event
+from ..model.holder import Holder
+from ..model.lease import Lease
 from ..model.run import ZERO, Head, Step
 from . import sql
 
@@ -32,16 +34,17 @@ encode = msgspec.json.Encoder().encode
 class CachedRun:
     """One run and everything about it that the next request may need."""
 
-    def __init__(self, number: int, name: Name, lease_key: bytes, owner_pid: int | None, head: Head) -> None:
+    def __init__(self, number: int, name: Name, lease: Lease, head: Head) -> None:
         self.number = number
         self.name = name
-        self.lease_key = lease_key
-        self.owner_pid = owner_pid
+        self.lease = lease
         self.head = head
+        self.evidence: str | None = None  # of this batch, not yet in the table
         self.writers: dict[UUID, int] = {}
         self.touched_writers: set[UUID] = set()
         self.new_keys: dict[str, StoredKey] = {}  # of this batch, not yet in the table
         self.is_new = False
+        self.lease_changed = False
         self.whole = False
         self.saved_status: tuple[object, ...] = ()
 
@@ -57,25 +60,29 @@ class CachedRun:
         """The columns of INSERT_RUN."""
         head = self.head
         return (
-            *(self.number, *self.name, self.lease_key, self.owner_pid, head.status, head.workflow, head.agent_id),
+            *(self.number, *self.name, self.lease.key, self.lease.owner_pid),
+            *(head.status, head.workflow, head.agent_id),
             *(head.parent_run_id, head.title, head.current_step, head.error, head.gate_seq, head.gate_name),
             *(head.gate_prompt, head.gate_answer_seq, head.epoch, head.last_seq, head.checkpoint_seq),
             *(head.started_us, head.ended_us, head.created_us, head.updated_us, head.closed_us, *head.totals),
+            *(self.lease.state, head.team_id, head.team_run_id, head.team_epoch),
             self.name[2][::-1],
         )
 
 
 def run_from_row(row: tuple[object, ...]) -> CachedRun:
-    """A run from the columns that FIND_RUN and its like select; its documents, steps and marks are left empty."""
-    (number, uid, namespace, run_id, lease_key, owner_pid, *rest) = row
+    """A run from the columns that FIND_RUN and its like select; its documents, steps, marks and holders are
+    left empty."""
+    (number, uid, namespace, run_id, lease_key, owner_pid, *rest, state, team_id, team_run_id, team_epoch) = row
     names = (
         *("status", "workflow", "agent_id", "parent_run_id", "title", "current_step", "error", "gate_seq"),
         *("gate_name", "gate_prompt", "gate_answer_seq", "epoch", "last_seq", "checkpoint_seq", "started_us"),
         *("ended_us", "created_us", "updated_us", "closed_us"),
     )
-    fields = dict(zip(names, rest, strict=False))
+    fields = dict(zip(names, rest, strict=False), team_id=team_id, team_run_id=team_run_id, team_epoch=team_epoch)
     head = Head(**fields, totals=tuple(rest[len(names) :]))  # type: ignore[arg-type]
-    return CachedRun(number, (uid, namespace, run_id), lease_key, owner_pid, head)  # type: ignore[arg-type]
+    lease = Lease(lease_key, owner_pid, state)  # type: ignore[arg-type]
+    return CachedRun(number, (uid, namespace, run_id), lease, head)  # type: ignore[arg-type]
 
 
 class Heads:
@@ -85,6 +92,8 @@ class Heads:
         self._connection = connection
         self._runs: OrderedDict[Name, CachedRun] = OrderedDict()
         self._touched: dict[int, CachedRun] = {}
+        self._teams: dict[tuple[int, str], int] = {}
+        self._touched_teams: set[tuple[int, str]] = set()
 
     @property
     def changed(self) -> bool:
@@ -95,6 +104,8 @@ class Heads:
         """Forget everything, because it may differ from what is stored."""
         self._runs.clear()
         self._touched.clear()
+        self._teams.clear()
+        self._touched_teams.clear()
 
     def add(self, run: CachedRun) -> None:
         """Take in a run that begins in this batch."""
@@ -105,6 +116,26 @@ class Heads:
     def touch(self, run: CachedRun) -> None:
         """Note that the run changes in this batch."""
         self._touched[run.number] = run
+
+    def touch_lease(self, run: CachedRun) -> None:
+        """Note that the run's lease, or who holds it, changes in this batch."""
+        run.lease_changed = True
+        self.touch(run)
+
+    def team_epoch(self, uid: int, team_run_id: str | None) -> int:
+        """The highest epoch seen of a team's execution; 0 for none."""
+        if team_run_id is None:
+            return 0
+        team = (uid, team_run_id)
+        if team not in self._teams:
+            row = self._connection.execute(sql.LOAD_TEAM, team).fetchone()
+            self._teams[team] = row[0] if row else 0
+        return self._teams[team]
+
+    def raise_team_epoch(self, uid: int, team_run_id: str, team_epoch: int) -> None:
+        """Note that a newer execution of the team has begun."""
+        self._teams[(uid, team_run_id)] = team_epoch
+        self._touched_teams.add((uid, team_run_id))
 
     def find(self, name: Name) -> CachedRun | None:
         """The run of that name, from memory or disk."""
@@ -120,6 +151,7 @@ class Heads:
         for document_name, document in self._connection.execute(sql.LOAD_DOCUMENTS, (run.number,)):
             run.head.documents[document_name] = msgspec.json.decode(document)
         self._take_steps(run, self._connection.execute(sql.LOAD_OPEN_STEPS, (run.number,)))
+        run.lease.holders = {Holder(*row) for row in self._connection.execute(sql.LOAD_HOLDERS, (run.number,))}
         self._runs[name] = run
         return run
 
@@ -161,12 +193,25 @@ class Heads:
                 )
                 if run.status_columns() != run.saved_status:
                     execute(sql.SAVE_STATUS, (*run.status_columns(), run.number))
+            if run.lease_changed:
+                self._save_lease(run)
+            if run.evidence is not None:
+                execute(sql.SAVE_EVIDENCE, (run.evidence, run.number))
             if run.new_keys:
                 keys = [(run.number, key, stored.seq) for key, stored in run.new_keys.items()]
                 self._connection.executemany(sql.INSERT_KEY, keys)
             for writer in run.touched_writers:
                 execute(sql.SAVE_WRITER, (run.number, writer.bytes, run.writers[writer]))
             self._save_parts(run.number, head)
+        for team in self._touched_teams:
+            execute(sql.SAVE_TEAM, (*team, self._teams[team]))
+
+    def _save_lease(self, run: CachedRun) -> None:
+        lease = run.lease
+        self._connection.execute(sql.SAVE_LEASE, (lease.key, lease.owner_pid, lease.state, run.number))
+        self._connection.execute(sql.DELETE_HOLDERS, (run.number,))
+        holders = [(run.number, holder.pid, holder.identity, holder.boot_id) for holder in lease.holders]
+        self._connection.executemany(sql.INSERT_HOLDER, holders)
 
     def _save_parts(self, number: int, head: Head) -> None:
         execute, executemany = self._connection.execute, self._connection.executemany
@@ -186,7 +231,8 @@ class Heads:
     def committed(self) -> None:
         """What was saved is on the disk: start a new account, and hold the bounds of memory."""
         for run in self._touched.values():
-            run.is_new = False
+            run.is_new = run.lease_changed = False
+            run.evidence = None
             run.saved_status = run.status_columns()
             run.touched_writers.clear()
             run.new_keys = {}
@@ -194,6 +240,9 @@ class Heads:
             run.head.documents.pop("definition", None)  # the fold never looks at it again
             _shrink(run)
         self._touched.clear()
+        self._touched_teams.clear()
+        if len(self._teams) > MAX_RUNS:
+            self._teams.clear()
         while len(self._runs) > MAX_RUNS:
             self._runs.popitem(last=False)
 

@@ -15,27 +15,21 @@ from uuid import UUID
 
 import apsw
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import Struct
 
-from ..model.decide import Accepted, Append, Begin, Content, StoredKey, content_of, decide
-from ..model.errors import NoSuchRun, Refusal, RunExists, StorageFull
-from ..model.events import Event, StoredEvent, Usage, payload_of
+from ..model.decide import Accepted, Append, Content, StoredKey, content_of, decide
+from ..model.errors import NoSuchRun, Refusal, StorageFull
+from ..model.events import TERMINAL, Event, StoredEvent, Usage, payload_of
+from ..model.holder import Holder
+from ..model.lease import Begin, Claim, Death, Lease, Release, check_team, resumed_event
 from ..model.run import Head, applied, fold
-from . import sql
+from . import leases, sql
 from .database import PAGE_BYTES, SCHEMA_VERSION, Counters, StorageFault, open_writer, read_history
-from .heads import CachedRun, Heads, encode
+from .heads import CachedRun, Heads, Name, encode
 
 _STORAGE_ERRORS = (apsw.IOError, apsw.CorruptError, apsw.NotADBError, apsw.ReadOnlyError, apsw.CantOpenError)
+_LEASE_ENDS = TERMINAL | {"paused"}
 _decode_usage = msgspec.json.Decoder(Usage).decode
-
-
-class Begun(Struct, frozen=True):
-    """A run was begun, now or by the same lease_key before."""
-
-    namespace: str
-    run_id: str
-    epoch: int
-    position: int
 
 
 class Appended(Struct, frozen=True):
@@ -60,18 +54,29 @@ class Committed(Struct, frozen=True):
     uid: int
     run: int
     agent_id: str | None
+    team_run_id: str | None
     event: StoredEvent
 
 
-Request = Begin | Append
-Outcome = Begun | Appended | Refusal | Failed
+class Joined(Struct, frozen=True):
+    """A process that has begun to hold a run's lease."""
+
+    uid: int
+    namespace: str
+    run_id: str
+    holder: Holder
+
+
+Request = Append | Begin | Claim | Release | Death
+Outcome = Appended | leases.Begun | leases.Claimed | leases.Released | leases.Buried | Refusal | Failed
 
 
 class Batch(Struct):
-    """What became of a batch: an outcome for each request, in their order, and the new events by position."""
+    """What became of a batch: an outcome for each request, in their order, the new events by position, and new holders."""
 
     outcomes: list[Outcome]
-    events: list[Committed]
+    events: list[Committed] = []
+    joined: list[Joined] = []
 
 
 class EventLog:
@@ -79,10 +84,11 @@ class EventLog:
 
     def __init__(self, connection: apsw.Connection) -> None:
         self._connection = connection
-        self._heads = Heads(connection)
+        self.heads = Heads(connection)
         self.instance_id, self._counters = read_history(connection)
         self._pending = self._counters
         self._events: list[Committed] = []
+        self._joined: list[Joined] = []
         self._rows: list[tuple[object, ...]] = []
         self.wal_bytes = 0
         connection.set_wal_hook(self._measure_wal)
@@ -108,19 +114,25 @@ class EventLog:
             return self._transaction(batch, now_us)
         except apsw.FullError:
             self._roll_back()
-            return Batch([StorageFull() for _ in batch], [])
+            return Batch([StorageFull() for _ in batch])
         except _STORAGE_ERRORS as error:
             raise StorageFault(str(error)) from error
         except Exception as error:  # noqa: BLE001 - the fault is handed on, to the one request that causes it
             self._roll_back()
             if len(batch) == 1:
-                return Batch([Failed(error)], [])
-        merged = Batch([], [])
+                return Batch([Failed(error)])
+        merged = Batch([])
         for request in batch:
             one = self.apply([request], now_us)
             merged.outcomes += one.outcomes
             merged.events += one.events
+            merged.joined += one.joined
         return merged
+
+    def holders(self) -> list[Joined]:
+        """Every process that holds a lease."""
+        rows = self._connection.execute(sql.ALL_HOLDERS)
+        return [Joined(uid, namespace, run_id, Holder(*holder)) for uid, namespace, run_id, *holder in rows]
 
     def checkpoint(self, *, truncate: bool) -> None:
         """Move the WAL's content into the database; with `truncate`, also give its space back if no reader needs it."""
@@ -149,78 +161,121 @@ class EventLog:
         outcomes: list[Outcome] = []
         for request in batch:
             try:
-                if isinstance(request, Append):
-                    outcomes.append(self._append(request, now_us))
-                else:
-                    outcomes.append(self._begin(request, now_us))
+                outcomes.append(self._carry_out(request, now_us))
             except Refusal as refusal:
                 outcomes.append(refusal)
-        if not self._heads.changed:
+        if not self.heads.changed:
             self._connection.execute("ROLLBACK")  # only duplicates and refusals
-            return Batch(outcomes, [])
+            return Batch(outcomes)
         self._connection.executemany(sql.INSERT_EVENT, self._rows)
-        self._heads.save()
+        self.heads.save()
         self._connection.execute(sql.SAVE_COUNTERS, msgspec.structs.astuple(self._pending))
         self._connection.execute("COMMIT")
-        self._heads.committed()
+        self.heads.committed()
         self._counters = self._pending
-        events = self._events
-        self._events, self._rows = [], []
-        return Batch(outcomes, events)
+        done = Batch(outcomes, self._events, self._joined)
+        self._events, self._rows, self._joined = [], [], []
+        return done
+
+    def _carry_out(self, request: Request, now_us: int) -> Outcome:
+        if isinstance(request, Append):
+            return self._append(request, now_us)
+        if isinstance(request, Begin):
+            return leases.begin(self, request, now_us)
+        if isinstance(request, Claim):
+            return leases.claim(self, request, now_us)
+        if isinstance(request, Release):
+            return leases.release(self, request, now_us)
+        return leases.bury(self, request, now_us)
 
     def _roll_back(self) -> None:
         if self._connection.in_transaction:
             self._connection.execute("ROLLBACK")
-        self._heads.clear()
+        self.heads.clear()
         self._pending = self._counters
-        self._events, self._rows = [], []
+        self._events, self._rows, self._joined = [], [], []
 
-    def _begin(self, request: Begin, now_us: int) -> Begun:
-        name = (request.uid, request.namespace, request.run_id)
-        run = self._heads.find(name)
-        if run is not None:
-            if run.lease_key != request.lease_key.bytes:
-                raise RunExists(request.namespace, request.run_id)
-            return Begun(request.namespace, request.run_id, run.head.epoch, self._pending.position)
-        start = Event(type="run.started", time_us=request.time_us, data=Raw(request.spec))
-        accepted = Accepted(start, start.type, payload_of(start.type, request.spec, "run"), None)
+    def find(self, uid: int, namespace: str, run_id: str) -> CachedRun:
+        """A run by its name. Raises NoSuchRun."""
+        run = self.heads.find((uid, namespace, run_id))
+        if run is None:
+            raise NoSuchRun(namespace, run_id)
+        return run
+
+    def add_run(self, name: Name, lease: Lease) -> CachedRun:
+        """A new run under a new epoch, without an event yet."""
         counters = self._pending
-        self._pending = Counters(counters.position, counters.epoch + 1, counters.run + 1)
-        head = Head(epoch=self._pending.epoch)
-        run = CachedRun(self._pending.run, name, request.lease_key.bytes, request.owner_pid, head)
-        self._heads.add(run)
-        self._store(run, accepted, None, now_us)
-        return Begun(request.namespace, request.run_id, run.head.epoch, self._pending.position)
+        self._pending = Counters(counters.position, counters.epoch, counters.run + 1)
+        run = CachedRun(self._pending.run, name, lease, Head(epoch=self.next_epoch()))
+        self.heads.add(run)
+        return run
+
+    def next_epoch(self) -> int:
+        """Take the next epoch from the history's counter."""
+        counters = self._pending
+        self._pending = Counters(counters.position, counters.epoch + 1, counters.run)
+        return self._pending.epoch
+
+    @property
+    def pending_epoch(self) -> int:
+        """The newest epoch that was given, committed or not."""
+        return self._pending.epoch
+
+    @property
+    def pending_position(self) -> int:
+        """The newest position that was given, committed or not."""
+        return self._pending.position
+
+    def join(self, run: CachedRun, holder: Holder | None) -> None:
+        """Let a process that acts under the run's lease be one of its holders."""
+        if holder is not None and run.lease.state == "owned" and holder not in run.lease.holders:
+            run.lease.holders.add(holder)
+            self.heads.touch_lease(run)
+            self._joined.append(Joined(*run.name, holder))
 
     def _append(self, request: Append, now_us: int) -> Appended:
-        run = self._heads.find((request.uid, request.namespace, request.run_id))
-        if run is None:
-            raise NoSuchRun(request.namespace, request.run_id)
-        writer = request.writer
-        last_n = 0 if writer is None else self._heads.last_n(run, writer)
-        fresh = decide(run.head, request, last_n, self._stored_keys(run, request))
-        first_seq = run.head.last_seq + 1
+        run = self.find(request.uid, request.namespace, request.run_id)
+        lease = run.lease
+        last_n = self.last_n(run, request.writer)
+        fresh = decide(run.head, request, last_n, self.stored_keys(run, request.events), lease.state, lease.owner_pid)
         if fresh:
-            self._heads.touch(run)
-            self._heads.prepare(run, request.events)
-            for new in fresh:
-                self._store(run, new, writer, now_us)
-        if writer is not None and request.first_n is not None and request.first_n <= last_n + 1:
-            self._count(run, writer, request.first_n + len(request.events) - 1)
+            check_team(run.head, self.heads.team_epoch(request.uid, run.head.team_run_id))
+            self.join(run, request.holder if request.epoch is not None else None)
+            if run.head.status == "incomplete" and request.reopens:
+                self.store_own(run, resumed_event(leases.resumed_data(run, request.holder)), now_us)
+            self.store_all(run, fresh, request.writer, now_us)
+        self.count(run, request.writer, request.first_n, len(request.events), last_n)
         return Appended(
-            first_seq=first_seq if fresh else None,
+            first_seq=run.head.last_seq - len(fresh) + 1 if fresh else None,
             last_seq=run.head.last_seq if fresh else None,
             position=self._pending.position,
             stored=len(fresh),
             duplicates=len(request.events) - len(fresh),
         )
 
-    def _count(self, run: CachedRun, writer: UUID, last_n: int) -> None:
-        """Keep the writer's last n, also where its events were duplicates by key."""
-        if last_n > run.writers[writer]:
-            run.writers[writer] = last_n
+    def last_n(self, run: CachedRun, writer: UUID | None) -> int:
+        """How many events of the writer the run has; 0 without a writer."""
+        return 0 if writer is None else self.heads.last_n(run, writer)
+
+    def store_all(self, run: CachedRun, accepted: Sequence[Accepted], writer: UUID | None, now_us: int) -> None:
+        """Store events that were decided on, in their order."""
+        self.heads.touch(run)
+        self.heads.prepare(run, [new.event for new in accepted])
+        for new in accepted:
+            self._store(run, new, writer, now_us)
+
+    def store_own(self, run: CachedRun, event: Event, now_us: int) -> None:
+        """Store an event that the daemon itself makes; its type is its kind."""
+        self.store_all(run, [Accepted(event, event.type, payload_of(event.type, event.data, "data"), None)], None, now_us)
+
+    def count(self, run: CachedRun, writer: UUID | None, first_n: int | None, events: int, last_n: int) -> None:
+        """Keep the writer's last n, also where its events were duplicates by key. `last_n` is what it was before."""
+        if writer is None or first_n is None or not events or first_n > last_n + 1:
+            return
+        if first_n + events - 1 > run.writers[writer]:
+            run.writers[writer] = first_n + events - 1
             run.touched_writers.add(writer)
-            self._heads.touch(run)
+            self.heads.touch(run)
 
     def _store(self, run: CachedRun, accepted: Accepted, writer: UUID | None, now_us: int) -> None:
         """Fold an event and keep its row for the end of the batch. It must not fail halfway: decide came before."""
@@ -245,15 +300,19 @@ class EventLog:
             time_us=sent.time_us,
         )
         fold(head, applied(event, accepted.payload))
+        if head.status in _LEASE_ENDS and run.lease.state == "owned":
+            run.lease.end()
+            self.heads.touch_lease(run)
         self._pending = Counters(event.position, self._pending.epoch, self._pending.run)
         if event.key is not None:
             run.new_keys[event.key] = StoredKey(event.seq, content_of(sent, event.kind))
         self._rows.append(event_row(run.number, event))
-        self._events.append(Committed(uid, run.number, head.agent_id, event))
+        self._events.append(Committed(uid, run.number, head.agent_id, head.team_run_id, event))
 
-    def _stored_keys(self, run: CachedRun, request: Append) -> dict[str, StoredKey]:
+    def stored_keys(self, run: CachedRun, events: Sequence[Event]) -> dict[str, StoredKey]:
+        """What the run has under the keys of these events."""
         found: dict[str, StoredKey] = {}
-        for event in request.events:
+        for event in events:
             if event.key is None:
                 continue
             if event.key in run.new_keys:
@@ -265,6 +324,14 @@ class EventLog:
                 figures = None if usage is None else _decode_usage(usage)
                 found[event.key] = StoredKey(seq, Content(type_, kind, step_id, attempt, figures, data.encode()))
         return found
+
+    def data_of(self, run: CachedRun, seq: int) -> bytes:
+        """The data of one of the run's events, stored before or in this batch."""
+        for committed in reversed(self._events):
+            if committed.run == run.number and committed.event.seq == seq:
+                return bytes(committed.event.data)
+        ((data,),) = self._connection.execute(sql.DATA_OF_SEQ, (run.number, seq))
+        return str(data).encode()
 
     def _measure_wal(self, connection: apsw.Connection, database: str, pages: int) -> int:
         self.wal_bytes = pages * PAGE_BYTES

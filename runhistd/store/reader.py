@@ -12,14 +12,25 @@ from uuid import UUID
 
 import apsw
 import msgspec
-from attrs import frozen
+from attrs import evolve, frozen
 from msgspec import Raw
 
 from ..model.errors import NoSuchRun
 from ..model.events import StoredEvent, Usage
 from ..model.ids import shortest_ending
 from ..model.run import Head
-from ..model.views import EventFilter, Gate, Run, RunDetail, RunFilter, StatusCount, Step, UsageRow, UsageTotals
+from ..model.views import (
+    EventFilter,
+    Gate,
+    Interrupted,
+    Run,
+    RunDetail,
+    RunFilter,
+    StatusCount,
+    Step,
+    UsageRow,
+    UsageTotals,
+)
 from . import sql
 from .database import open_reader
 from .heads import CachedRun, Name, run_from_row
@@ -66,32 +77,60 @@ def get_run(connection: apsw.Connection, uid: int, namespace: str, run_id: str) 
             found.get("state"),
             found.get("output"),
             run.head.checkpoint_seq,
+            _evidence(connection, run.number),
         )
         return _view(connection, run), detail
 
 
 def list_runs(connection: apsw.Connection, uid: int, filter: RunFilter, page: str | None, limit: int) -> RunPage:
     """The newest runs that match, newest first. `page` is the `next_page` of the page before."""
+    with snapshot(connection):
+        runs, next_page = _list(connection, uid, filter, page, limit)
+        ((total,),) = connection.execute(sql.COUNT_RUNS, (uid,))
+        return RunPage([_view(connection, run) for run in runs], next_page, total)
+
+
+def list_interrupted(
+    connection: apsw.Connection, uid: int, filter: RunFilter, page: str | None, limit: int
+) -> tuple[list[Interrupted], str | None]:
+    """Paused and incomplete runs that match, newest first. A paused one can go on once its gate is answered."""
+    with snapshot(connection):
+        runs, next_page = _list(connection, uid, evolve(filter, status=("paused", "incomplete")), page, limit)
+        found = [
+            Interrupted(
+                _view(connection, run),
+                run.head.status == "incomplete" or run.head.gate_answer_seq is not None,
+                _evidence(connection, run.number),
+            )
+            for run in runs
+        ]
+    return found, next_page
+
+
+def _list(
+    connection: apsw.Connection, uid: int, filter: RunFilter, page: str | None, limit: int
+) -> tuple[list[CachedRun], str | None]:
     wanted: dict[str, str | int | None] = {
         "uid": uid,
         "before": NEWEST if page is None else int(page),
         "namespace": filter.namespace,
         "agent_id": filter.agent_id,
         "workflow": filter.workflow,
+        "team_id": filter.team_id,
+        "team_run_id": filter.team_run_id,
         "parent_run_id": filter.parent_run_id,
         "since_us": filter.since_us,
         "limit": limit + 1,
     }
-    with snapshot(connection):
-        rows = _listed_rows(connection, filter, wanted)
-        runs = [run_from_row(row) for row in rows[:limit]]
-        more = len(rows) > limit and filter.name is None
-        ((total,),) = connection.execute(sql.COUNT_RUNS, (uid,))
-        return RunPage(
-            [_view(connection, run) for run in runs],
-            str(runs[-1].number) if more else None,
-            total,
-        )
+    rows = _listed_rows(connection, filter, wanted)
+    runs = [run_from_row(row) for row in rows[:limit]]
+    more = len(rows) > limit and filter.name is None
+    return runs, str(runs[-1].number) if more else None
+
+
+def _evidence(connection: apsw.Connection, run: int) -> Raw | None:
+    ((evidence,),) = connection.execute(sql.EVIDENCE, (run,))
+    return None if evidence is None else Raw(evidence.encode())
 
 
 def get_steps(
@@ -193,6 +232,9 @@ def _listed_rows(
         statuses = None if filter.status is None else _encode(filter.status).decode()
         named = {**wanted, "name": filter.name, "ending": filter.name[::-1], "statuses": statuses}
         return _fetch(connection, sql.LIST_RUNS_NAMED, named)
+    if filter.team_run_id is not None:
+        statuses = None if filter.status is None else _encode(filter.status).decode()
+        return _fetch(connection, sql.LIST_RUNS_OF_TEAM, {**wanted, "statuses": statuses})
     if filter.status is None:
         return _fetch(connection, sql.LIST_RUNS, wanted)
     rows: list[tuple[Any, ...]] = []
@@ -220,13 +262,17 @@ def _view(connection: apsw.Connection, run: CachedRun) -> Run:
         status=head.status,
         workflow=head.workflow,
         agent_id=head.agent_id,
+        team_id=head.team_id,
+        team_run_id=head.team_run_id,
+        team_epoch=head.team_epoch,
         parent_run_id=head.parent_run_id,
         title=head.title,
         current_step=head.current_step,
         error=head.error,
         gate=gate,
         epoch=head.epoch,
-        owner_pid=run.owner_pid,
+        lease=run.lease.state,
+        owner_pid=run.lease.owner_pid,
         last_seq=head.last_seq,
         started_us=head.started_us,
         ended_us=head.ended_us,
@@ -259,6 +305,7 @@ def _event_bindings(uid: int, filter: EventFilter) -> dict[str, str | int | None
         "namespace": filter.namespace,
         "run_id": filter.run_id,
         "agent_id": filter.agent_id,
+        "team_run_id": filter.team_run_id,
         **_kind_bindings(filter.types, filter.kinds),
     }
 

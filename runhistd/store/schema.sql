@@ -1,4 +1,4 @@
--- The tables of a history, version 1. Times are microseconds since 1970, UTC. JSON is text.
+-- The tables of a history, version 2. Times are microseconds since 1970, UTC. JSON is text.
 
 -- One row: which database this is, and the counters that only grow, whatever is deleted.
 CREATE TABLE history (
@@ -10,7 +10,8 @@ CREATE TABLE history (
 ) STRICT;
 
 -- A run: its name, its lease, and what its events amount to. `run` numbers runs in the order in which they began.
--- `ending` is run_id backwards, so that an index finds runs by how their names end.
+-- `ending` is run_id backwards, so that an index finds runs by how their names end. `lease` is owned, none or ended;
+-- `evidence` is the data of the newest run.incomplete.
 CREATE TABLE runs (
   run INTEGER PRIMARY KEY,
   uid INTEGER NOT NULL,
@@ -43,12 +44,35 @@ CREATE TABLE runs (
   cache_read_input_tokens INTEGER NOT NULL,
   cache_creation_input_tokens INTEGER NOT NULL,
   reasoning_output_tokens INTEGER NOT NULL,
-  cost_microcents INTEGER NOT NULL
+  cost_microcents INTEGER NOT NULL,
+  lease TEXT NOT NULL DEFAULT 'owned',
+  evidence TEXT,
+  team_id TEXT,
+  team_run_id TEXT,
+  team_epoch INTEGER
 ) STRICT;
 CREATE UNIQUE INDEX runs_by_name ON runs (uid, namespace, run_id);
 CREATE INDEX runs_by_beginning ON runs (uid, run_id);
 CREATE INDEX runs_by_ending ON runs (uid, ending);
 CREATE INDEX runs_by_status ON runs (uid, status, run);
+CREATE INDEX runs_by_team ON runs (uid, team_run_id, run) WHERE team_run_id IS NOT NULL;
+
+-- The processes that hold a run's lease.
+CREATE TABLE holders (
+  run INTEGER NOT NULL,
+  pid INTEGER NOT NULL,
+  identity TEXT NOT NULL,
+  boot_id TEXT NOT NULL,
+  PRIMARY KEY (run, pid, identity, boot_id)
+) STRICT, WITHOUT ROWID;
+
+-- The highest epoch seen of each execution of a team.
+CREATE TABLE teams (
+  uid INTEGER NOT NULL,
+  team_run_id TEXT NOT NULL,
+  team_epoch INTEGER NOT NULL,
+  PRIMARY KEY (uid, team_run_id)
+) STRICT, WITHOUT ROWID;
 
 -- Parts of a run that may be large, kept apart so that an append does not rewrite them:
 -- definition, metadata, state, output.

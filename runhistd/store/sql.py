@@ -14,10 +14,10 @@ _HEAD_COLUMNS: Final = """
   run, uid, namespace, run_id, lease_key, owner_pid, status, workflow, agent_id, parent_run_id, title, current_step,
   error, gate_seq, gate_name, gate_prompt, gate_answer_seq, epoch, last_seq, checkpoint_seq, started_us, ended_us,
   created_us, updated_us, closed_us, input_tokens, output_tokens, cache_read_input_tokens,
-  cache_creation_input_tokens, reasoning_output_tokens, cost_microcents
+  cache_creation_input_tokens, reasoning_output_tokens, cost_microcents, lease, team_id, team_run_id, team_epoch
 """
 FIND_RUN: Final = f"SELECT {_HEAD_COLUMNS} FROM runs WHERE uid = ? AND namespace = ? AND run_id = ?"  # noqa: S608
-INSERT_RUN: Final = f"INSERT INTO runs ({_HEAD_COLUMNS}, ending) VALUES ({', '.join('?' * 32)})"  # noqa: S608
+INSERT_RUN: Final = f"INSERT INTO runs ({_HEAD_COLUMNS}, ending) VALUES ({', '.join('?' * 36)})"  # noqa: S608
 # What nearly every append changes, without touching an index.
 SAVE_PROGRESS: Final = """
 UPDATE runs SET last_seq = ?, updated_us = ?, current_step = ?, input_tokens = ?, output_tokens = ?,
@@ -29,6 +29,17 @@ UPDATE runs SET status = ?, title = ?, error = ?, gate_seq = ?, gate_name = ?, g
   epoch = ?, checkpoint_seq = ?, ended_us = ?, closed_us = ?
 WHERE run = ?
 """
+SAVE_LEASE: Final = "UPDATE runs SET lease_key = ?, owner_pid = ?, lease = ? WHERE run = ?"
+SAVE_EVIDENCE: Final = "UPDATE runs SET evidence = ? WHERE run = ?"
+LOAD_HOLDERS: Final = "SELECT pid, identity, boot_id FROM holders WHERE run = ?"
+DELETE_HOLDERS: Final = "DELETE FROM holders WHERE run = ?"
+INSERT_HOLDER: Final = "INSERT INTO holders (run, pid, identity, boot_id) VALUES (?, ?, ?, ?)"
+ALL_HOLDERS: Final = """
+SELECT uid, namespace, run_id, pid, identity, boot_id FROM holders JOIN runs USING (run) ORDER BY run
+"""
+LOAD_TEAM: Final = "SELECT team_epoch FROM teams WHERE uid = ? AND team_run_id = ?"
+SAVE_TEAM: Final = "INSERT OR REPLACE INTO teams (uid, team_run_id, team_epoch) VALUES (?, ?, ?)"
+DATA_OF_SEQ: Final = "SELECT data FROM events WHERE run = ? AND seq = ?"
 
 LOAD_DOCUMENTS: Final = "SELECT name, document FROM documents WHERE run = ? AND name <> 'definition'"
 SAVE_DOCUMENT: Final = """
@@ -84,16 +95,24 @@ FROM keys JOIN events ON events.run = keys.run AND events.seq = keys.seq WHERE k
 RUN_NUMBER: Final = "SELECT run FROM runs WHERE uid = ? AND namespace = ? AND run_id = ?"
 COUNT_RUNS: Final = "SELECT count(*) FROM runs WHERE uid = ?"
 COUNT_STATUSES: Final = "SELECT status, count(*) FROM runs WHERE uid = ? GROUP BY status"
+EVIDENCE: Final = "SELECT evidence FROM runs WHERE run = ?"
 DOCUMENTS: Final = "SELECT name, document FROM documents WHERE run = ?"
 
 _WANTED: Final = """
   (:namespace IS NULL OR namespace = :namespace) AND (:agent_id IS NULL OR agent_id = :agent_id)
   AND (:workflow IS NULL OR workflow = :workflow)
   AND (:parent_run_id IS NULL OR parent_run_id = :parent_run_id)
+  AND (:team_id IS NULL OR team_id = :team_id) AND (:team_run_id IS NULL OR team_run_id = :team_run_id)
   AND (:since_us IS NULL OR created_us >= :since_us)
 """
 LIST_RUNS: Final = f"""
 SELECT {_HEAD_COLUMNS} FROM runs WHERE uid = :uid AND run < :before AND {_WANTED} ORDER BY run DESC LIMIT :limit
+"""  # noqa: S608
+LIST_RUNS_OF_TEAM: Final = f"""
+SELECT {_HEAD_COLUMNS} FROM runs INDEXED BY runs_by_team
+WHERE uid = :uid AND team_run_id = :team_run_id AND run < :before
+  AND (:statuses IS NULL OR status IN (SELECT value FROM json_each(:statuses))) AND {_WANTED}
+ORDER BY run DESC LIMIT :limit
 """  # noqa: S608
 LIST_RUNS_OF_STATUS: Final = f"""
 SELECT {_HEAD_COLUMNS} FROM runs INDEXED BY runs_by_status
@@ -139,13 +158,15 @@ EVENTS_AFTER: Final = f"""
 SELECT {_EVENT_COLUMNS} FROM events CROSS JOIN runs USING (run)
 WHERE uid = :uid AND events.position > :position AND events.position <= :until
   AND (:namespace IS NULL OR namespace = :namespace) AND (:run_id IS NULL OR run_id = :run_id)
-  AND (:agent_id IS NULL OR agent_id = :agent_id) AND {_EVENT_WANTED}
+  AND (:agent_id IS NULL OR agent_id = :agent_id)
+  AND (:team_run_id IS NULL OR team_run_id = :team_run_id) AND {_EVENT_WANTED}
 ORDER BY events.position LIMIT :limit
 """  # noqa: S608
 TAIL: Final = f"""
 SELECT events.position FROM events CROSS JOIN runs USING (run)
 WHERE uid = :uid AND (:namespace IS NULL OR namespace = :namespace) AND (:run_id IS NULL OR run_id = :run_id)
-  AND (:agent_id IS NULL OR agent_id = :agent_id) AND {_EVENT_WANTED}
+  AND (:agent_id IS NULL OR agent_id = :agent_id)
+  AND (:team_run_id IS NULL OR team_run_id = :team_run_id) AND {_EVENT_WANTED}
 ORDER BY events.position DESC LIMIT 1 OFFSET :skip
 """  # noqa: S608
 TAIL_OF_RUN: Final = f"""
@@ -173,5 +194,6 @@ SELECT 'events', count(*) FROM events WHERE run NOT IN (SELECT run FROM runs)
 UNION ALL SELECT 'steps', count(*) FROM steps WHERE run NOT IN (SELECT run FROM runs)
 UNION ALL SELECT 'usage', count(*) FROM usage WHERE run NOT IN (SELECT run FROM runs)
 UNION ALL SELECT 'writers', count(*) FROM writers WHERE run NOT IN (SELECT run FROM runs)
+UNION ALL SELECT 'holders', count(*) FROM holders WHERE run NOT IN (SELECT run FROM runs)
 UNION ALL SELECT 'keys', count(*) FROM keys WHERE run NOT IN (SELECT run FROM runs)
 """

@@ -62,7 +62,7 @@ def test_a_hole_in_the_writers_count_names_what_is_expected() -> None:
 def test_another_epoch_than_the_current_is_stale_and_learns_what_is_stored() -> None:
     for epoch in (3, 5):
         refusal = refused(RUNNING, numbered(event(), first_n=3, epoch=epoch), last_n=2)
-        assert (type(refusal), refusal.parameters) == (StaleEpoch, {"epoch": 4, "last_n": 2})
+        assert (type(refusal), refusal.parameters) == (StaleEpoch, {"epoch": 4, "owner_pid": None, "last_n": 2})
 
 
 def test_the_epoch_is_checked_before_the_status_and_the_status_before_the_gap() -> None:
@@ -100,9 +100,28 @@ def test_what_only_the_daemon_records_is_refused_from_an_engine(kind: str) -> No
 
 
 @pytest.mark.parametrize("status", ["pending", "paused", "incomplete"])
-def test_a_run_that_is_not_running_must_be_claimed_before_it_goes_on(status: str) -> None:
-    refusal = refused(Head(status=status, epoch=4), numbered(event("output")))
-    assert type(refusal) is NotAllowed and status in str(refusal.parameters["reason"])
+def test_a_run_whose_lease_ended_must_be_claimed_before_it_goes_on(status: str) -> None:
+    with pytest.raises(NotAllowed) as caught:
+        decide(Head(status=status, epoch=4), numbered(event("output")), 0, {}, "ended")
+    assert status in str(caught.value.parameters["reason"])
+
+
+def test_what_an_orphaned_runs_owner_left_is_taken_under_its_epoch_up_to_an_end() -> None:
+    orphaned = Head(status="incomplete", epoch=4)
+    assert len(decide(orphaned, numbered(event("output"), event("run.completed")), 0, {})) == 2
+    assert type(refused(orphaned, numbered(event("run.completed"), event("output")))) is RunClosed
+    assert type(refused(orphaned, numbered(event(), epoch=3))) is StaleEpoch
+
+
+def test_a_run_without_a_lease_is_written_by_key_alone() -> None:
+    sent = keyed(event(key="a"), event("run.completed", key="b"), epoch=None)
+    assert len(decide(RUNNING, sent, 0, {}, "none")) == 2
+    for unnamed in (numbered(event()), numbered(event(), epoch=None)):
+        with pytest.raises(InvalidParameter) as caught:
+            decide(RUNNING, unnamed, 0, {}, "none")
+        assert caught.value.parameters == {"parameter": "events[0].key"}
+    with pytest.raises(StaleEpoch):
+        decide(RUNNING, keyed(event(key="a"), epoch=3), 0, {}, "none")
 
 
 def test_nothing_but_the_answer_follows_a_pause() -> None:

@@ -9,14 +9,18 @@ from uuid import UUID, uuid4
 
 from msgspec import Raw
 
-from runhistd.model.decide import Append, Begin
+from runhistd.model.decide import Append
 from runhistd.model.errors import Refusal
 from runhistd.model.events import Event
-from runhistd.store.log import Appended, Begun, EventLog, Outcome
+from runhistd.model.holder import Holder
+from runhistd.model.lease import Begin, Claim, Death
+from runhistd.store.leases import Begun
+from runhistd.store.log import Appended, EventLog, Outcome, Request
 from runhistd.store.verify import Difference, verify
 
 UID = 1000
 WRITER = UUID(int=7)
+OWNER = Holder(42, "start:1", "boot")
 
 
 def event(type: str = "note", data: dict[str, Any] | None = None, **members: Any) -> Event:
@@ -27,15 +31,31 @@ def begin(
     run_id: str = "r", *, lease_key: UUID | None = None, namespace: str = "default", uid: int = UID, **spec: Any
 ) -> Begin:
     spec_json = json.dumps({"run_id": run_id, **spec}).encode()
-    return Begin(uid, namespace, run_id, lease_key or uuid4(), 42, spec_json, None)
+    return Begin(uid, namespace, run_id, lease_key or uuid4(), OWNER, spec_json, None)
 
 
-def append(run_id: str, epoch: int | None, first_n: int, *events: Event, writer: UUID = WRITER, uid: int = UID) -> Append:
-    return Append(uid, "default", run_id, epoch, writer, first_n, list(events))
+def append(
+    run_id: str,
+    epoch: int | None,
+    first_n: int,
+    *events: Event,
+    writer: UUID = WRITER,
+    uid: int = UID,
+    holder: Holder | None = None,
+) -> Append:
+    return Append(uid, "default", run_id, epoch, writer, first_n, list(events), holder)
 
 
 def keyed(run_id: str, epoch: int | None, *events: Event) -> Append:
     return Append(UID, "default", run_id, epoch, None, None, list(events))
+
+
+def claim(run_id: str, holder: Holder | None = None, *, lease_key: UUID | None = None, **members: Any) -> Claim:
+    return Claim(UID, "default", run_id, lease_key or uuid4(), holder or Holder(43, "start:2", "boot"), **members)
+
+
+def death(run_id: str, holder: Holder = OWNER, **evidence: Any) -> Death:
+    return Death(UID, "default", run_id, holder, json.dumps({"reason": "orphaned", **evidence}).encode())
 
 
 class History:
@@ -46,7 +66,7 @@ class History:
         self.log = EventLog.open(database)
         self.now_us = 1_000_000
 
-    def apply(self, *requests: Begin | Append) -> list[Outcome]:
+    def apply(self, *requests: Request) -> list[Outcome]:
         self.now_us += 1
         return self.log.apply(requests, self.now_us).outcomes
 
@@ -60,7 +80,7 @@ class History:
         assert isinstance(outcome, Appended), outcome
         return outcome
 
-    def refused(self, request: Begin | Append) -> Refusal:
+    def refused(self, request: Request) -> Refusal:
         (outcome,) = self.apply(request)
         assert isinstance(outcome, Refusal), outcome
         return outcome

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import apsw
 import pytest
 
-from runhistd.store.database import SCHEMA_VERSION, DamagedDatabase, NewerSchema, open_reader, open_writer, schema_text
+from runhistd.model.errors import RunClosed
+from runhistd.model.holder import Holder
+from runhistd.store.database import (
+    SCHEMA_VERSION,
+    DamagedDatabase,
+    NewerSchema,
+    migration_text,
+    open_reader,
+    open_writer,
+    schema_text,
+)
 from runhistd.store.log import EventLog
-from tests.store.histories import History, event
+from tests.store.histories import History, append, event
 
 SCHEMA_1 = Path(__file__).with_name("schema_1.sql")
 
@@ -81,7 +92,7 @@ def tables(schema: str, path: Path) -> set[tuple[str, str]]:
     connection = apsw.Connection(str(path))
     connection.execute(schema)
     found = {
-        (name, " ".join(sql.split()))
+        (name, re.sub(r"\s*([(),])\s*", r"\1", " ".join(sql.split())))
         for name, sql in connection.execute("SELECT name, sql FROM sqlite_schema WHERE sql NOT NULL")
     }
     connection.close()
@@ -89,6 +100,36 @@ def tables(schema: str, path: Path) -> set[tuple[str, str]]:
 
 
 def test_the_schema_equals_the_migrations_from_the_first_version(tmp_path: Path) -> None:
-    """`schema_1.sql` is frozen: what version 1 shipped. There is no migration behind it yet."""
-    assert SCHEMA_VERSION == 1
-    assert tables(SCHEMA_1.read_text(), tmp_path / "old.db") == tables(schema_text(), tmp_path / "new.db")
+    """`schema_1.sql` is frozen: what version 1 was."""
+    migrations = "".join(migration_text(version) for version in range(2, SCHEMA_VERSION + 1))
+    old, new = tables(SCHEMA_1.read_text() + migrations, tmp_path / "old.db"), tables(schema_text(), tmp_path / "new.db")
+    assert old == new
+
+
+def test_a_database_of_the_first_version_is_migrated_with_what_it_holds(tmp_path: Path) -> None:
+    database = tmp_path / "history.db"
+    old = apsw.Connection(str(database))
+    old.pragma("auto_vacuum", "INCREMENTAL")
+    old.execute(SCHEMA_1.read_text())
+    old.execute(RUNS_OF_SCHEMA_1)
+    old.pragma("user_version", 1)
+    old.close()
+    history = History(database)
+    assert [(joined.run_id, joined.holder) for joined in history.log.holders()] == [("live", Holder(42))]
+    history.append("live", 1, 1, event("run.completed"))
+    assert isinstance(history.refused(append("ended", 2, 1, event())), RunClosed)
+    assert history.differences() == []
+    history.log.close()
+
+
+RUNS_OF_SCHEMA_1 = """
+INSERT INTO history VALUES (1, 'an instance', 3, 2, 2);
+INSERT INTO runs VALUES (1, 1000, 'default', 'live', 'evil', x'00', 42, 'running', NULL, NULL, NULL, NULL, NULL, NULL, NULL,
+  NULL, NULL, NULL, 1, 1, NULL, 5, NULL, 5, 5, NULL, 0, 0, 0, 0, 0, 0);
+INSERT INTO runs VALUES (2, 1000, 'default', 'ended', 'dedne', x'01', 43, 'completed', NULL, NULL, NULL, NULL, NULL, NULL,
+  NULL, NULL, NULL, NULL, 2, 2, NULL, 5, 6, 5, 6, 6, 0, 0, 0, 0, 0, 0);
+INSERT INTO events (position, run, seq, epoch, type, kind, received_us, data) VALUES
+  (1, 1, 1, 1, 'run.started', 'run.started', 5, '{"run_id":"live"}'),
+  (2, 2, 1, 2, 'run.started', 'run.started', 5, '{"run_id":"ended"}'),
+  (3, 2, 2, 2, 'run.completed', 'run.completed', 6, '{}');
+"""

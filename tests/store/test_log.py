@@ -12,7 +12,8 @@ from runhistd.model.errors import Conflict, InvalidParameter, NoSuchRun, RunExis
 from runhistd.model.events import Event, Usage
 from runhistd.model.run import Applied, Head, fold
 from runhistd.store import heads, log
-from runhistd.store.log import Appended, Begun, Failed
+from runhistd.store.leases import Begun
+from runhistd.store.log import Appended, Failed
 from tests.store.histories import UID, WRITER, History, append, begin, event, keyed
 
 
@@ -215,7 +216,7 @@ def test_memory_keeps_a_bounded_number_of_runs_and_steps(history: History, monke
     monkeypatch.setattr(heads, "MAX_STEPS", 2)
     for i in range(5):
         history.begin(f"r{i}")
-    kept = history.log._heads._runs
+    kept = history.log.heads._runs
     assert len(kept) == 3
     for n, step in enumerate(["a", "b", "c", "d"]):
         history.append("r0", 1, 2 * n + 1, event("step.started", step_id=step), event("step.completed", step_id=step))

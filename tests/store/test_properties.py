@@ -13,12 +13,16 @@ from hypothesis import strategies as st
 
 from runhistd.model.decide import Append
 from runhistd.model.errors import Refusal
-from runhistd.model.events import Event, Usage
+from runhistd.model.events import DAEMON_KINDS, Event, Usage
+from runhistd.model.holder import Holder
+from runhistd.model.lease import Claim, Death, Release
 from runhistd.store import heads, reader
+from runhistd.store.leases import Claimed
 from runhistd.store.log import Appended
-from tests.store.histories import UID, History, append, begin, event
+from tests.store.histories import OWNER, UID, History, append, begin, event
 
 RUNS = ["a", "b", "c"]
+SECOND = Holder(43, "start:2", "boot")
 WRITERS = [UUID(int=1), UUID(int=2)]
 amount = st.none() | st.integers(0, 50)
 usages = st.none() | st.builds(
@@ -59,6 +63,9 @@ operations = st.one_of(
     st.tuples(st.just("stale"), st.sampled_from(RUNS)),
     st.tuples(st.just("reopen"), st.booleans()),
     st.tuples(st.just("batch")),
+    st.tuples(st.just("claim"), st.sampled_from(RUNS), st.booleans(), st.lists(events(), max_size=2)),
+    st.tuples(st.just("death"), st.sampled_from(RUNS), st.booleans()),
+    st.tuples(st.just("release"), st.sampled_from(RUNS)),
 )
 
 
@@ -69,6 +76,7 @@ class Sender:
         self.history = history
         self.epochs = {run_id: history.begin(run_id) for run_id in RUNS}
         self.sent: list[Append] = []
+        self.claims: list[Claim] = []
         self.acknowledged: dict[tuple[str, UUID], int] = {}
 
     def send(self, *requests: Append) -> None:
@@ -82,17 +90,38 @@ class Sender:
                 if request.first_n <= self.acknowledged.get(name, 0) + 1:
                     self.acknowledged[name] = max(self.acknowledged.get(name, 0), last_n)
 
+    def claim(self, run_id: str, takeover: bool, first_events: list[Event]) -> None:
+        writer, key = UUID(int=len(self.claims) + 100), UUID(int=len(self.claims) + 1000)
+        claim = Claim(
+            UID, "default", run_id, key, SECOND, takeover=takeover, writer=writer, first_n=1, events=first_events
+        )
+        (outcome,) = self.history.apply(claim)
+        assert isinstance(outcome, Claimed | Refusal), outcome
+        if isinstance(outcome, Claimed):
+            assert outcome.epoch > max(self.epochs.values()), "an epoch only grows"
+            self.epochs[run_id] = outcome.epoch
+            assert self.history.apply(claim) == [outcome], "a repeated claim changes nothing"
+        self.claims.append(claim)
+
     def do(self, operation: tuple[Any, ...]) -> None:
         match operation:
             case ("append", run_id, writer, shift, sent):
                 first_n = max(1, self.acknowledged.get((run_id, writer), 0) + 1 + shift)
-                request = append(run_id, self.epochs[run_id], first_n, *sent, writer=writer)
+                holder = SECOND if writer == WRITERS[1] else None
+                request = append(run_id, self.epochs[run_id], first_n, *sent, writer=writer, holder=holder)
                 self.sent.append(request)
                 self.send(request)
             case ("resend", i) if self.sent:
                 self.send(self.sent[i % len(self.sent)])
             case ("stale", run_id):
                 self.send(append(run_id, 999, 1000, event()))
+            case ("claim", run_id, takeover, first_events):
+                self.claim(run_id, takeover, first_events)
+            case ("death", run_id, everybody):
+                for holder in (OWNER, SECOND)[: 1 + everybody]:
+                    self.history.apply(Death(UID, "default", run_id, holder, b'{"reason":"orphaned"}'))
+            case ("release", run_id):
+                self.history.apply(Release(UID, "default", run_id, self.epochs[run_id]))
             case ("reopen", clean):
                 self.history.reopen(clean=clean)
             case ("batch",):
@@ -120,7 +149,7 @@ def check_stored_once(history: History, sender: Sender) -> None:
         stored, _ = reader.get_events(
             connection, UID, "default", run_id, after_seq=1, from_checkpoint=False, types=None, kinds=None, limit=10_000
         )
-        names = [(stored_event.writer, stored_event.n) for stored_event in stored]
+        names = [(sent.writer, sent.n) for sent in stored if sent.kind not in DAEMON_KINDS]
         assert len(names) == len(set(names))
         for writer in WRITERS:
             highest = max((n or 0 for of, n in names if of == writer), default=0)

@@ -62,7 +62,25 @@ class RunClosed(Refusal):
 class StaleEpoch(Refusal):
     """Somebody else owns the run now. `last_n` is the last event of this writer that is stored."""
 
-    message = "this process no longer owns the run (its epoch is now {epoch})"
+    message = "this process no longer owns the run (its epoch is now {epoch}, its owner process {owner_pid})"
+
+
+class StaleTeamEpoch(Refusal):
+    """The run belongs to an execution of its team that a newer one has replaced."""
+
+    message = "a newer execution of the team has begun (team_epoch {team_epoch})"
+
+
+class LeaseHeld(Refusal):
+    """The run is going on; `owner_pid` is the process that its lease was granted to, None where nobody owns it."""
+
+    message = "the run is going on under process {owner_pid}; only a takeover ends that"
+
+
+class StatusChanged(Refusal):
+    """The run is not as it was expected: it has `status` now, and `last_seq` events."""
+
+    message = "the run is {status} by now (at seq {last_seq})"
 
 
 class SequenceGap(Refusal):
