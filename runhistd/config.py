@@ -79,6 +79,8 @@ class Config:
     queue_bytes: Annotated[int, Whole(MIB, 16 * 1024 * MIB)] = 64 * MIB
     # How many clients may be connected at the same time.
     connections: Annotated[int, Whole(1, 100_000)] = 500
+    # After how long without a connection a process counts as dead of which the kernel tells nothing, in seconds.
+    disconnect_grace_s: Annotated[float, Number(1, 30 * 86400)] = 900.0
     # How long a stop waits for the answers that are still due, in seconds.
     stop_s: Annotated[float, Number(0, 3600)] = 10.0
     # Log lines below this level are not written.
@@ -87,7 +89,7 @@ class Config:
 
 TABLES: Mapping[str, tuple[str, ...]] = {
     "limits": ("frame_bytes", "event_bytes", "queue_bytes", "connections"),
-    "daemon": ("stop_s", "log_level"),
+    "daemon": ("disconnect_grace_s", "stop_s", "log_level"),
 }
 _TABLE_OF = {key: table for table, keys in TABLES.items() for key in keys}
 

@@ -24,7 +24,7 @@ import trio
 
 from runhistd.model.errors import Damaged, InternalError, Refusal
 from runhistd.store.leases import Begun, Buried, Claimed, Released
-from runhistd.store.log import Appended, Committed, EventLog, Failed, Request
+from runhistd.store.log import Appended, Batch, EventLog, Failed, Request
 
 from .instance import Instance
 
@@ -65,7 +65,7 @@ class Committer:
         log: EventLog | None,
         instance: Instance,
         queue_bytes: int,
-        on_commit: Callable[[list[Committed]], None],
+        on_commit: Callable[[Batch], None],
     ) -> None:
         self._log = log
         self._instance = instance
@@ -81,6 +81,11 @@ class Committer:
         self._last_served = 0
         self.latencies_us: deque[int] = deque(maxlen=1000)
         self.commits = 0
+
+    @property
+    def waiting(self) -> int:
+        """How many requests are not committed yet."""
+        return len(self._queue)
 
     def submit(self, request: Request, slot: Slot, size: int) -> None:
         """Queue a request of that many bytes; its slot is settled when it is on disk, or refused."""
@@ -128,7 +133,7 @@ class Committer:
             slot.flush()
         self._room.set()
         self._room = trio.Event()
-        self._on_commit(batch.events)
+        self._on_commit(batch)
         if self._log.wal_bytes >= CHECKPOINT_BYTES:
             self._checkpoint(truncate=self._log.wal_bytes >= TRUNCATE_BYTES)
 

@@ -10,7 +10,6 @@ import functools
 import os
 import shutil
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 import cattrs
@@ -36,6 +35,8 @@ from . import calls
 from .commit import Committer, now_us
 from .follow import PAGE_BYTES, PAGE_EVENTS, Page, Tail, encode_event, follow
 from .instance import Instance
+from .liveness import Liveness
+from .processes import user_of
 from .server import Connection, Peer, Reply
 
 MAX_READERS = 4
@@ -53,12 +54,21 @@ _encode = msgspec.json.Encoder().encode
 class Service:
     """What all connections share."""
 
-    def __init__(self, instance: Instance, config: Config, instance_id: str, committer: Committer, tail: Tail) -> None:
+    def __init__(
+        self,
+        instance: Instance,
+        config: Config,
+        instance_id: str,
+        committer: Committer,
+        tail: Tail,
+        liveness: Liveness,
+    ) -> None:
         self.instance = instance
         self.config = config
         self.instance_id = instance_id
         self.committer = committer
         self.tail = tail
+        self.liveness = liveness
         self.connections: set[Connection] = set()
         self.sockets: list[str] = []
         self.state = "recording"
@@ -121,13 +131,13 @@ class Service:
 
 def append_request(service: Service, peer: Peer, parameters: Raw) -> Append:
     """Append as a request."""
-    return calls.decode_append(parameters, peer.uid, peer.holder, service.config.event_bytes)
+    return calls.decode_append(parameters, peer.uid, peer.sender, service.config.event_bytes)
 
 
 def begin_request(service: Service, peer: Peer, parameters: Raw) -> Begin:
     """BeginRun as a request. The owner is the peer, or a process of its user that it names."""
     call, spec = calls.decode_begin(parameters)
-    owner, namespace = owner_of(peer, call), spec.namespace or "default"
+    owner, namespace = owner_of(service, peer, call), spec.namespace or "default"
     return Begin(peer.uid, namespace, spec.run_id, call.lease_key, owner, bytes(call.run), spec.time_us, call.lease)
 
 
@@ -139,7 +149,7 @@ def claim_request(service: Service, peer: Peer, parameters: Raw) -> Claim:
         namespace=namespace,
         run_id=call.run_id,
         lease_key=call.lease_key,
-        holder=owner_of(peer, call),
+        holder=owner_of(service, peer, call),
         expect_status=None if call.expect_status is None else tuple(call.expect_status),
         expect_seq=call.expect_seq,
         takeover=bool(call.takeover),
@@ -154,18 +164,17 @@ def release_request(service: Service, peer: Peer, parameters: Raw) -> Release:
     return calls.decode_release(parameters, peer.uid)
 
 
-def owner_of(peer: Peer, call: calls.BeginCall | calls.ClaimCall) -> Holder:
+def owner_of(service: Service, peer: Peer, call: calls.BeginCall | calls.ClaimCall) -> Holder:
     """The process that a lease is granted to: the peer, or one of its user that it names. Raises InvalidParameter."""
     if call.owner_pid is None:
         return peer.holder
     if call.caller_pid != peer.pid:
         raise InvalidParameter("caller_pid")  # it counts processes otherwise than we do: owner_pid means another
-    try:
-        if Path(f"/proc/{call.owner_pid}").stat().st_uid != peer.uid:
-            raise InvalidParameter("owner_pid")
-    except OSError as error:
-        raise InvalidParameter("owner_pid") from error
-    return Holder(call.owner_pid)
+    owner = service.liveness.processes.find(call.owner_pid)
+    if owner is None or user_of(call.owner_pid) != peer.uid:
+        raise InvalidParameter("owner_pid")
+    owner.close()
+    return owner.holder
 
 
 async def get_info(service: Service, peer: Peer, call: calls.GetInfo) -> Any:
@@ -269,6 +278,7 @@ async def get_status(service: Service, peer: Peer, call: calls.GetStatus) -> Any
             "connections": len(service.connections),
             "followers": sum(connection.stream_ended is not None for connection in service.connections),
             "runs": counts,
+            "delayed": service.liveness.delayed(),
             "commit": {
                 "commits": service.committer.commits,
                 "p50_us": sorted_us[len(sorted_us) // 2],

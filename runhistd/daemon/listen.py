@@ -25,6 +25,7 @@ import trio
 from runhist.paths import check_socket_path
 
 from .instance import inode_at
+from .processes import is_readable
 
 logger = logging.getLogger("runhistd.listen")
 
@@ -47,6 +48,8 @@ class Endpoint(trio.abc.Listener[trio.SocketStream]):
         self._inode: tuple[int, int] | None = None
         self._changed = trio.Event()
         self._closed = False
+        self._accepted = 0
+        self._accepting = trio.Event()  # one was accepted, or will never be
 
     def is_bound(self) -> bool:
         """Whether what is at the path is our socket."""
@@ -78,11 +81,23 @@ class Endpoint(trio.abc.Listener[trio.SocketStream]):
                 continue
             listener = self._listener
             try:
-                return await listener.accept()
+                stream = await listener.accept()
+                self._accepted += 1
+                self._accepting.set()
+                self._accepting = trio.Event()
+                return stream
             except trio.ClosedResourceError:
                 if listener is self._listener:
                     raise
         raise trio.ClosedResourceError
+
+    async def all_accepted(self) -> None:
+        """Return when everyone who has connected before now was accepted."""
+        behind = self._accepted + BACKLOG
+        while not self._closed and self._accepted <= behind:
+            if self._listener is None or not is_readable(self._listener.socket.fileno()):
+                return
+            await self._accepting.wait()
 
     async def aclose(self) -> None:
         """Stop listening and remove the socket, if it still is ours."""
@@ -94,6 +109,7 @@ class Endpoint(trio.abc.Listener[trio.SocketStream]):
         if self._listener is not None:
             self._listener.socket.close()
         self._changed.set()
+        self._accepting.set()
         await trio.lowlevel.checkpoint()
 
 
@@ -118,6 +134,12 @@ async def open_listeners(paths: Sequence[Path]) -> AsyncIterator[list[Endpoint]]
             with trio.CancelScope(shield=True):
                 for endpoint in endpoints:
                     await endpoint.aclose()
+
+
+async def all_accepted(endpoints: Sequence[Endpoint]) -> None:
+    """Return when everyone who has connected to any of them before now was accepted."""
+    for endpoint in endpoints:
+        await endpoint.all_accepted()
 
 
 async def keep_bound(endpoints: Sequence[Endpoint]) -> None:

@@ -6,21 +6,24 @@ was queued is committed and answered, and then the log is closed with everything
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import trio
 
 from runhist.paths import user_sockets
 from runhistd.config import Config
 from runhistd.store.database import StorageFault, open_reader, read_history
-from runhistd.store.log import EventLog
+from runhistd.store.log import Batch, EventLog
 
 from .commit import Committer, now_us
 from .follow import Tail
 from .handlers import Service
 from .instance import Instance
-from .listen import Endpoint, open_listeners
+from .listen import Endpoint, all_accepted, open_listeners
+from .liveness import Liveness, descriptors_to_spare
 from .server import Connection, peer_of, refuse_stranger
 
 logger = logging.getLogger("runhistd.main")
@@ -45,17 +48,28 @@ async def serve(
     else:
         instance_id, position = log.instance_id, log.position
     tail = Tail(position)
-    service = Service(instance, config, instance_id, Committer(log, instance, config.queue_bytes, tail.extend), tail)
+    liveness = Liveness(grace_s=config.disconnect_grace_s, max_pidfds=descriptors_to_spare(config.connections))
+
+    def on_commit(batch: Batch) -> None:
+        tail.extend(batch.events)
+        liveness.leases_changed(batch.held)
+
+    committer = Committer(log, instance, config.queue_bytes, on_commit)
+    service = Service(instance, config, instance_id, committer, tail, liveness)
     service.state = "recording" if log is not None else "damaged"
     try:
+        if log is not None:
+            adopt_orphans(service, log)
         async with open_listeners(user_sockets()) as endpoints:
             await serve_endpoints(service, endpoints, stop, task_status)
     except BaseException:
         service.close()
+        liveness.close()
         if log is not None:
             log.abandon()
         raise
     service.close()
+    liveness.close()
     if log is not None:
         log.close()
     logger.info("stopped", extra={"fields": {"position": tail.position}})
@@ -82,6 +96,17 @@ def read_only_history(instance: Instance) -> tuple[str, int]:
     return instance_id, counters.position
 
 
+def adopt_orphans(service: Service, log: EventLog) -> None:
+    """Take in who holds runs, and declare those orphaned whose processes died while there was no daemon."""
+    dead = service.liveness.take_over(log.held())
+    service.liveness.submit_verdicts(service.committer.submit)
+    with noting_storage_faults(service):
+        while service.committer.waiting:
+            service.committer.commit_queued()
+    if dead:
+        logger.info("adopted what dead processes left", extra={"fields": {"processes": len(dead)}})
+
+
 async def serve_endpoints(
     service: Service, endpoints: Sequence[Endpoint], stop: trio.Event, task_status: trio.TaskStatus[None]
 ) -> None:
@@ -90,6 +115,7 @@ async def serve_endpoints(
     async with trio.open_nursery() as committing:
         committing.start_soon(commit, service)
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(watch_processes, service, endpoints)
             accepting = trio.CancelScope()
             for endpoint in endpoints:
                 nursery.start_soon(accept, service, endpoint, nursery, accepting)
@@ -110,9 +136,16 @@ async def serve_endpoints(
 
 
 async def commit(service: Service) -> None:
-    """Run the committer; note a fault of the storage for the next start."""
-    try:
+    """Run the committer."""
+    with noting_storage_faults(service):
         await service.committer.run()
+
+
+@contextlib.contextmanager
+def noting_storage_faults(service: Service) -> Iterator[None]:
+    """Note a fault of the storage for the next start."""
+    try:
+        yield
     except StorageFault as fault:
         logger.critical("the storage failed", exc_info=fault)
         service.instance.record_storage_failure(now_us())
@@ -129,19 +162,27 @@ async def accept(service: Service, endpoint: Endpoint, nursery: trio.Nursery, ac
                 logger.error("cannot accept", extra={"fields": {"error": error}})
                 await trio.sleep(0.1)  # out of descriptors: some will be closed
                 continue
-            nursery.start_soon(serve_connection, service, stream)
+            peer = peer_of(stream, service.liveness.processes)
+            if peer is None or len(service.connections) >= service.config.connections:
+                nursery.start_soon(refuse_stranger, stream)
+                continue
+            connection = Connection(stream, peer, service, service.config.frame_bytes)
+            service.connections.add(connection)  # at once: a verdict may wait for what its peer has sent
+            service.liveness.connected(connection)
+            nursery.start_soon(serve_connection, service, connection)
 
 
-async def serve_connection(service: Service, stream: trio.SocketStream) -> None:
+async def serve_connection(service: Service, connection: Connection) -> None:
     """Serve one peer to its end."""
-    peer = peer_of(stream)
-    if peer is None or len(service.connections) >= service.config.connections:
-        await refuse_stranger(stream)
-        return
-    connection = Connection(stream, peer, service, service.config.frame_bytes)
-    service.connections.add(connection)
     try:
-        async with stream:
+        async with connection.stream:
             await connection.serve()
     finally:
         service.connections.discard(connection)
+        service.liveness.disconnected(connection)
+        connection.peer.process.close()
+
+
+async def watch_processes(service: Service, endpoints: Sequence[Endpoint]) -> None:
+    """Declare the runs of those orphaned who die from now on."""
+    await service.liveness.run(service.committer.submit, functools.partial(all_accepted, endpoints))

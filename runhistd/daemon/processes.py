@@ -24,10 +24,16 @@ import struct
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from attrs import define, frozen
 
 from runhistd.model.holder import Holder
+
+if TYPE_CHECKING:
+    import trio
+
+    Connected = socket.socket | trio.socket.SocketType
 
 SO_PEERPIDFD = 77  # <asm-generic/socket.h>, the same on all that CPython runs on but parisc and sparc
 BOOT_ID_VARIABLE = "RUNHIST_BOOT_ID"
@@ -58,6 +64,12 @@ class Process:
         """Whether it is known to have ended; a zombie has."""
         return self.has_ended or (self.pidfd is not None and is_readable(self.pidfd))
 
+    def share(self) -> Process:
+        """The same process for somebody else to hold, without a pidfd where no descriptor is left."""
+        with contextlib.suppress(OSError):
+            return Process(self.holder, None if self.pidfd is None else os.dup(self.pidfd), self.has_ended)
+        return Process(self.holder)
+
     def close(self) -> None:
         """Give the descriptor back; who the process is stays known."""
         if self.pidfd is not None:
@@ -85,7 +97,7 @@ class Processes:
         self._namespace = _pid_namespace()
         self._has_pidfs = has_pidfs()
 
-    def peer(self, connected: socket.socket) -> Process:
+    def peer(self, connected: Connected) -> Process:
         """The process that connected this Unix socket. It may have ended since."""
         pid, _ = peer_credentials(connected)
         try:
@@ -231,7 +243,7 @@ def is_readable(descriptor: int) -> bool:
     return bool(poll.poll(0))
 
 
-def peer_credentials(connected: socket.socket) -> tuple[int, int]:
+def peer_credentials(connected: Connected) -> tuple[int, int]:
     """The pid and the effective user of the process that connected, as of then. The pid is 0 when it has none in our pid
     namespace."""
     if sys.platform == "darwin":
@@ -301,7 +313,7 @@ def _pid_namespace() -> str:
         return ""
 
 
-def _peer_pidfd(connected: socket.socket, pid: int) -> int | None:
+def _peer_pidfd(connected: Connected, pid: int) -> int | None:
     """The pidfd of the process that connected. Raises ProcessLookupError when it is gone."""
     if sys.platform == "darwin":
         return None

@@ -7,15 +7,19 @@ answered: it sees the appends before it. A call with `more` has the connection f
 
 What a peer can make us hold is bounded: nobody reads from it while the committer's queue is full, or while it does not
 take its replies; one frame above LARGE_FRAME_BYTES is received at a time, within a deadline.
+
+A process may die with calls in its socket that nobody has read yet. `heard_out` waits until they are: until the end of
+the stream, or, where a forked child keeps the socket open, until all that was in it when the process died was taken.
 """
 
 from __future__ import annotations
 
+import array
 import errno
+import fcntl
 import logging
 import os
-import socket
-import struct
+import termios
 from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
@@ -31,6 +35,7 @@ from runhistd.model.holder import Holder
 
 from .calls import Envelope, MalformedCall, decode_envelope
 from .commit import Outcome
+from .processes import Process, Processes, peer_credentials
 
 if TYPE_CHECKING:
     from .handlers import Service
@@ -54,19 +59,28 @@ class Peer:
     """Who is at the other end, by the kernel's word. `uid` is whose runs it reads and writes."""
 
     uid: int
-    pid: int
+    process: Process
+
+    @property
+    def pid(self) -> int:
+        """Of the process; 0 when it has none for us."""
+        return self.process.holder.pid
 
     @property
     def holder(self) -> Holder:
         """The peer's process as a holder of leases."""
-        return Holder(self.pid)
+        return self.process.holder
+
+    @property
+    def sender(self) -> Holder | None:
+        """The process that stands behind what is appended now; None when it has died, whoever keeps its socket."""
+        return None if self.process.is_dead() else self.process.holder
 
 
-def peer_of(stream: trio.SocketStream) -> Peer | None:
+def peer_of(stream: trio.SocketStream, processes: Processes) -> Peer | None:
     """The peer, as the daemon's own user; None for a user who may not connect. Root acts as that user."""
-    size = struct.calcsize("3i")
-    pid, uid, _ = struct.unpack("3i", stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
-    return Peer(os.geteuid(), pid) if uid in (0, os.geteuid()) else None
+    _, uid = peer_credentials(stream.socket)
+    return Peer(os.geteuid(), processes.peer(stream.socket)) if uid in (0, os.geteuid()) else None
 
 
 class Reply:
@@ -114,6 +128,11 @@ class Connection:
         self._progress = trio.Event()  # something was sent or settled
         self._blocked = trio.Event()  # the socket is full: the writing task is needed
         self._broken = False
+        self._peer_died = False
+        self._ended = False
+        self._waits_for_bytes = False
+        self._received_bytes = 0
+        self._heard = trio.Event()  # something was received, or is waited for
 
     async def serve(self) -> None:
         """Answer until the peer closes, breaks the protocol, or we are cancelled."""
@@ -127,6 +146,9 @@ class Connection:
                 self.add_reply().refuse(TooLarge("call", fault.limit_bytes))
             except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
                 self._broken = True
+            finally:
+                self._ended = True
+                self._heard.set()
             await self.answered()
             await self.sent(0)
             nursery.cancel_scope.cancel()
@@ -146,8 +168,28 @@ class Connection:
     async def sent(self, at_most_bytes: int) -> None:
         """Return when no more than that is unsent."""
         self.flush()
-        while len(self._unsent) > at_most_bytes and not self._broken:
+        while len(self._unsent) > at_most_bytes and not (self._broken or self._peer_died):
             await self._progress.wait()
+
+    def peer_died(self) -> None:
+        """Wait no more for it to take its replies, or what it had sent would stay unread behind them."""
+        self._peer_died = True
+        self._progress.set()
+        self._progress = trio.Event()
+
+    async def heard_out(self) -> None:
+        """Return when all that is in the socket now was taken: the writes are with the committer."""
+        behind = self._received_bytes + self._unread_bytes()
+        while not self._ended and self._received_bytes <= behind:
+            if self._waits_for_bytes and self._unread_bytes() == 0:
+                return
+            await self._heard.wait()
+
+    def _unread_bytes(self) -> int:
+        count = array.array("i", [0])
+        if not self._ended:
+            fcntl.ioctl(self.stream.socket.fileno(), termios.FIONREAD, count)
+        return count[0]
 
     async def send_now(self, frame: bytes) -> None:
         """Send a reply of a stream, and return when the peer can take another."""
@@ -170,6 +212,9 @@ class Connection:
                 if error.errno not in (errno.EPIPE, errno.ECONNRESET, errno.EBADF):
                     logger.warning("cannot send", exc_info=error)
                 self._broken = True
+            if self._peer_died and len(self._unsent) > MAX_UNSENT_BYTES:
+                self._broken = True  # whoever inherited the socket does not read either
+                self._unsent.clear()
             if self._unsent:
                 self._blocked.set()
         self._progress.set()
@@ -196,9 +241,31 @@ class Connection:
         """Read once, when there is room for what it may bring. False at the peer's end."""
         await self.sent(MAX_UNSENT_BYTES)
         await self._service.committer.wait_room()
-        received = await self.stream.receive_some(READ_BYTES)
+        received = await self._receive_some()
         self.machine.receive_data(received)
         return bool(received)
+
+    async def _receive_some(self) -> bytes:
+        """The next bytes. Not by the stream, which has them for a moment when neither the socket nor we do."""
+        await trio.lowlevel.checkpoint()
+        descriptor = self.stream.socket.fileno()
+        while True:
+            try:
+                received = os.read(descriptor, READ_BYTES)
+            except BlockingIOError:
+                self._waits_for_bytes = True
+                self._note_heard()
+                await trio.lowlevel.wait_readable(descriptor)
+                self._waits_for_bytes = False
+            else:
+                self._received_bytes += len(received)
+                self._note_heard()
+                return received
+
+    def _note_heard(self) -> None:
+        if self._peer_died:
+            self._heard.set()
+            self._heard = trio.Event()
 
     async def _receive_large(self) -> None:
         async with self._service.large_frame:
@@ -259,7 +326,7 @@ class Connection:
     async def _notice_close(self, scope: trio.CancelScope) -> None:
         while self.machine.framing.buffered_bytes < LARGE_FRAME_BYTES:
             try:
-                received = await self.stream.receive_some(READ_BYTES)
+                received = await self._receive_some()
             except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
                 received = b""
             if not received:
@@ -275,5 +342,3 @@ async def refuse_stranger(stream: trio.SocketStream) -> None:
         with trio.move_on_after(1):
             error = {"error": f"{INTERFACE}.{PermissionDenied.__name__}", "parameters": {}}
             await stream.send_all(encode(error) + b"\0")
-
-

@@ -121,6 +121,16 @@ class StatusCount:
 
 
 @frozen
+class Delayed:
+    """A process that is dead, and whose runs cannot be declared orphaned yet. `pid` is None where it has none for us."""
+
+    pid: int | None
+    runs: int
+    since_us: int
+    why: str
+
+
+@frozen
 class RunFilter:
     """Which runs a list is about; None does not restrict. `name` is a whole run_id, its beginning or its ending."""
 

@@ -122,6 +122,10 @@ class Heads:
         run.lease_changed = True
         self.touch(run)
 
+    def changed_leases(self) -> list[CachedRun]:
+        """The runs whose leases, or their holders, were changed in this batch."""
+        return [run for run in self._touched.values() if run.lease_changed]
+
     def team_epoch(self, uid: int, team_run_id: str | None) -> int:
         """The highest epoch seen of a team's execution; 0 for none."""
         if team_run_id is None:

@@ -58,13 +58,13 @@ class Committed(Struct, frozen=True):
     event: StoredEvent
 
 
-class Joined(Struct, frozen=True):
-    """A process that has begun to hold a run's lease."""
+class Held(Struct, frozen=True):
+    """All the processes that hold a run's lease."""
 
     uid: int
     namespace: str
     run_id: str
-    holder: Holder
+    holders: frozenset[Holder]
 
 
 Request = Append | Begin | Claim | Release | Death
@@ -72,11 +72,12 @@ Outcome = Appended | leases.Begun | leases.Claimed | leases.Released | leases.Bu
 
 
 class Batch(Struct):
-    """What became of a batch: an outcome for each request, in their order, the new events by position, and new holders."""
+    """What became of a batch: an outcome for each request, in their order, the new events by position, and who holds now
+    the runs of which that has changed."""
 
     outcomes: list[Outcome]
     events: list[Committed] = []
-    joined: list[Joined] = []
+    held: list[Held] = []
 
 
 class EventLog:
@@ -88,7 +89,6 @@ class EventLog:
         self.instance_id, self._counters = read_history(connection)
         self._pending = self._counters
         self._events: list[Committed] = []
-        self._joined: list[Joined] = []
         self._rows: list[tuple[object, ...]] = []
         self.wal_bytes = 0
         connection.set_wal_hook(self._measure_wal)
@@ -126,13 +126,15 @@ class EventLog:
             one = self.apply([request], now_us)
             merged.outcomes += one.outcomes
             merged.events += one.events
-            merged.joined += one.joined
+            merged.held += one.held
         return merged
 
-    def holders(self) -> list[Joined]:
-        """Every process that holds a lease."""
-        rows = self._connection.execute(sql.ALL_HOLDERS)
-        return [Joined(uid, namespace, run_id, Holder(*holder)) for uid, namespace, run_id, *holder in rows]
+    def held(self) -> list[Held]:
+        """All runs that are held, with their holders."""
+        runs: dict[Name, set[Holder]] = {}
+        for uid, namespace, run_id, *holder in self._connection.execute(sql.ALL_HOLDERS):
+            runs.setdefault((uid, namespace, run_id), set()).add(Holder(*holder))
+        return [Held(*name, frozenset(holders)) for name, holders in runs.items()]
 
     def checkpoint(self, *, truncate: bool) -> None:
         """Move the WAL's content into the database; with `truncate`, also give its space back if no reader needs it."""
@@ -171,10 +173,11 @@ class EventLog:
         self.heads.save()
         self._connection.execute(sql.SAVE_COUNTERS, msgspec.structs.astuple(self._pending))
         self._connection.execute("COMMIT")
+        held = [Held(*run.name, frozenset(run.lease.holders)) for run in self.heads.changed_leases()]
         self.heads.committed()
         self._counters = self._pending
-        done = Batch(outcomes, self._events, self._joined)
-        self._events, self._rows, self._joined = [], [], []
+        done = Batch(outcomes, self._events, held)
+        self._events, self._rows = [], []
         return done
 
     def _carry_out(self, request: Request, now_us: int) -> Outcome:
@@ -193,7 +196,7 @@ class EventLog:
             self._connection.execute("ROLLBACK")
         self.heads.clear()
         self._pending = self._counters
-        self._events, self._rows, self._joined = [], [], []
+        self._events, self._rows = [], []
 
     def find(self, uid: int, namespace: str, run_id: str) -> CachedRun:
         """A run by its name. Raises NoSuchRun."""
@@ -231,7 +234,6 @@ class EventLog:
         if holder is not None and run.lease.state == "owned" and holder not in run.lease.holders:
             run.lease.holders.add(holder)
             self.heads.touch_lease(run)
-            self._joined.append(Joined(*run.name, holder))
 
     def _append(self, request: Append, now_us: int) -> Appended:
         run = self.find(request.uid, request.namespace, request.run_id)

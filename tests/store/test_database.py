@@ -115,7 +115,7 @@ def test_a_database_of_the_first_version_is_migrated_with_what_it_holds(tmp_path
     old.pragma("user_version", 1)
     old.close()
     history = History(database)
-    assert [(joined.run_id, joined.holder) for joined in history.log.holders()] == [("live", Holder(42))]
+    assert [(held.run_id, held.holders) for held in history.log.held()] == [("live", frozenset({Holder(42)}))]
     history.append("live", 1, 1, event("run.completed"))
     assert isinstance(history.refused(append("ended", 2, 1, event())), RunClosed)
     assert history.differences() == []

@@ -69,7 +69,7 @@ def granted(history: History, run_id: str = "r", **members: Any) -> int:
 
 
 def holders(history: History) -> list[tuple[str, Holder]]:
-    return [(joined.run_id, joined.holder) for joined in history.log.holders()]
+    return [(held.run_id, holder) for held in history.log.held() for holder in sorted(held.holders)]
 
 
 def apply(history: History, *requests: Any) -> Batch:
@@ -190,7 +190,7 @@ def test_the_last_holders_death_makes_the_run_incomplete_with_the_evidence(histo
     epoch = history.begin("r")
     history.append("r", epoch, 1, event("step.started", step_id="s"))
     batch = apply(history, append("r", epoch, 1, event(), writer=WRITER_2, holder=OTHER))
-    assert [joined.holder for joined in batch.joined] == [OTHER]
+    assert [held.holders for held in batch.held] == [{OWNER, OTHER}]
     assert history.apply(death("r", OWNER, pid=42)) == [Buried(False)]
     assert (run(history).status, holders(history)) == ("running", [("r", OTHER)])
     assert history.apply(death("r", OTHER, pid=43, by="pidfd")) == [Buried(True)]
