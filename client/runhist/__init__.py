@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, List
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from .claim import ClaimedRun as ClaimedRun
     from .client import History as History
     from .client import connect as connect
     from .connection import Connection as Connection
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from .protocol.errors import Damaged as Damaged
     from .protocol.errors import InternalError as InternalError
     from .protocol.errors import InvalidParameter as InvalidParameter
+    from .protocol.errors import LeaseHeld as LeaseHeld
     from .protocol.errors import NoSuchRun as NoSuchRun
     from .protocol.errors import NotAllowed as NotAllowed
     from .protocol.errors import PermissionDenied as PermissionDenied
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
     from .protocol.errors import SequenceGap as SequenceGap
     from .protocol.errors import ShuttingDown as ShuttingDown
     from .protocol.errors import StaleEpoch as StaleEpoch
+    from .protocol.errors import StaleTeamEpoch as StaleTeamEpoch
+    from .protocol.errors import StatusChanged as StatusChanged
     from .protocol.errors import StorageFull as StorageFull
     from .protocol.errors import TooLarge as TooLarge
     from .reading import Follower as Follower
@@ -45,6 +49,7 @@ if TYPE_CHECKING:
     from .records import Cursor as Cursor
     from .records import Event as Event
     from .records import Gate as Gate
+    from .records import InterruptedRun as InterruptedRun
     from .records import Receipt as Receipt
     from .records import RunRecord as RunRecord
     from .records import StepRecord as StepRecord
@@ -55,17 +60,22 @@ if TYPE_CHECKING:
     from .step import Step as Step
 
 _NAMES = {
+    "claim": ("ClaimedRun",),
     "client": ("History", "connect"),
     "connection": ("Connection", "Unreachable"),
     "encoding": ("Unencodable",),
     "outbox": ("HistoryLost",),
     "protocol.errors": (
-        *("Conflict", "Damaged", "InternalError", "InvalidParameter", "NoSuchRun", "NotAllowed", "PermissionDenied"),
+        *("Conflict", "Damaged", "InternalError", "InvalidParameter", "LeaseHeld", "NoSuchRun", "NotAllowed"),
+        "PermissionDenied",
         *("PositionExpired", "Refusal", "RunClosed", "RunExists", "RunhistError", "SequenceGap", "ShuttingDown"),
-        *("StaleEpoch", "StorageFull", "TooLarge"),
+        *("StaleEpoch", "StaleTeamEpoch", "StatusChanged", "StorageFull", "TooLarge"),
     ),
     "reading": ("Follower", "RunReader"),
-    "records": (*("Cursor", "Event", "Gate", "Receipt", "RunRecord", "StepRecord", "Usage", "UsageRow", "UsageTotals"),),
+    "records": (
+        *("Cursor", "Event", "Gate", "InterruptedRun", "Receipt", "RunRecord", "StepRecord"),
+        *("Usage", "UsageRow", "UsageTotals"),
+    ),
     "run": ("Run",),
     "step": ("Step",),
 }

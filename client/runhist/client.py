@@ -13,6 +13,7 @@ import os
 import time
 from typing import Any, Dict, Iterator, Literal, Mapping, Optional, Sequence, Tuple, Union
 
+from .claim import UNSET, ClaimedRun, answer_gate, claim_run
 from .encoding import Unencodable, as_object, encode, present
 from .faults import Faults, Journal
 from .ids import new_run_id, new_uuid
@@ -21,7 +22,7 @@ from .outbox import Outbox
 from .paths import SocketChoice, choose_sockets
 from .protocol.errors import InvalidParameter, RunhistError
 from .reading import Follower, Reader, RunReader, follow_from
-from .records import Cursor, RunRecord
+from .records import Cursor, InterruptedRun, RunRecord
 from .run import Run
 
 DEADLINE_S = 5.0
@@ -117,18 +118,24 @@ class History:
         definition: Optional[Any] = None,
         metadata: Optional[Any] = None,
         parent_run_id: Optional[str] = None,
+        team_id: Optional[str] = None,
+        team_run_id: Optional[str] = None,
+        team_epoch: Optional[int] = None,
         namespace: Optional[str] = None,
     ) -> Run:
         """Begin a run and own it. Waits for the daemon up to the deadline; if that is in vain, later calls try on.
 
-        `run_id` is the engine's own id, or a UUIDv7 is made. Raises nothing, unless recording is insisted on or
+        `run_id` is the engine's own id, or a UUIDv7 is made. `team_run_id` names an execution of the team `team_id` that
+        several runs belong to, `team_epoch` its version: members of an older one than the newest seen are refused
+        (StaleTeamEpoch). Raises nothing, unless recording is insisted on or
         `errors="raise"`: then Unreachable, or the refusal (RunExists, for instance).
         """
         run_id = new_run_id() if run_id is None else run_id
         faults = self._new_faults()
         if self._link is None or self._link.forked:
             return Run(self, None, faults, run_id, fresh=True)
-        names = {"workflow": workflow, "agent_id": agent_id, "title": title, "parent_run_id": parent_run_id}
+        team = {"team_id": team_id, "team_run_id": team_run_id, "team_epoch": team_epoch}
+        names = {"workflow": workflow, "agent_id": agent_id, "title": title, "parent_run_id": parent_run_id, **team}
         objects = {"definition": definition, "metadata": metadata}
         namespace = self.namespace if namespace is None else namespace
         spec = present(
@@ -142,6 +149,44 @@ class History:
         self._begin(self._link, outbox)
         run._raise_due()
         return run
+
+    def claim_run(
+        self,
+        run_id: str,
+        *,
+        answer: Any = UNSET,
+        expect_status: Optional[Sequence[str]] = None,
+        expect_seq: Optional[int] = None,
+        takeover: bool = False,
+        namespace: Optional[str] = None,
+    ) -> ClaimedRun:
+        """Go on with a run that is paused or incomplete; of several that try, one gets it.
+
+        `answer` answers the gate that it is paused at, in the same transaction. `expect_status` and `expect_seq` claim
+        it only as it is known. `takeover` takes it from an owner that is alive, who is fenced out; that is recorded.
+        Raises LeaseHeld while somebody goes on with it, Conflict where the gate was answered already, StatusChanged,
+        RunClosed, StaleTeamEpoch, NoSuchRun (also where recording is off), and Unreachable: a claim never waits in memory.
+        """
+        namespace = self.namespace if namespace is None else namespace
+        expected: Dict[str, Any] = {"expect_status": expect_status, "expect_seq": expect_seq}
+        return claim_run(self, namespace, run_id, answer=answer, takeover=takeover, **expected)
+
+    def answer_gate(self, run_id: str, answer: Any, *, namespace: Optional[str] = None) -> None:
+        """Answer the gate that a run is paused at; the run stays paused until somebody claims it.
+
+        Raises Conflict where it was answered already, NotAllowed where no gate is open, NoSuchRun, Unreachable.
+        """
+        answer_gate(self, self.namespace if namespace is None else namespace, run_id, answer)
+
+    def interrupted(
+        self, *, namespace: Optional[str] = None, agent_id: Optional[str] = None, workflow: Optional[str] = None
+    ) -> Iterator[InterruptedRun]:
+        """Paused and incomplete runs, newest first, with whether they can be claimed to go on, and why they stopped."""
+        if self._reader.off:
+            return iter(())
+        namespace = self.namespace if namespace is None else namespace
+        pages = self._reader.pages("ListInterrupted", present(namespace=namespace, agent_id=agent_id, workflow=workflow))
+        return (InterruptedRun.from_wire(one) for page in pages for one in page["runs"])
 
     def _prepare(self, faults: Faults, namespace: Optional[str], run_id: str, spec: Dict[str, Any]) -> Outbox:
         """An outbox with its BeginRun; a member that is not JSON is left out as a fault."""
@@ -209,6 +254,8 @@ class History:
         status: Optional[Sequence[str]] = None,
         agent_id: Optional[str] = None,
         workflow: Optional[str] = None,
+        team_id: Optional[str] = None,
+        team_run_id: Optional[str] = None,
         parent_run_id: Optional[str] = None,
         since_us: Optional[int] = None,
         name: Optional[str] = None,
@@ -223,6 +270,8 @@ class History:
             status=None if status is None else list(status),
             agent_id=agent_id,
             workflow=workflow,
+            team_id=team_id,
+            team_run_id=team_run_id,
             parent_run_id=parent_run_id,
             since_us=since_us,
             name=name,
@@ -237,6 +286,7 @@ class History:
         namespace: Optional[str] = None,
         run_id: Optional[str] = None,
         agent_id: Optional[str] = None,
+        team_run_id: Optional[str] = None,
         types: Optional[Sequence[str]] = None,
         kinds: Optional[Sequence[str]] = None,
     ) -> Follower:
@@ -249,6 +299,7 @@ class History:
             namespace=self.namespace if namespace is None else namespace,
             run_id=run_id,
             agent_id=agent_id,
+            team_run_id=team_run_id,
             types=None if types is None else list(types),
             kinds=None if kinds is None else list(kinds),
         )

@@ -22,13 +22,14 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, List, Mapping, Optional, Tuple, Union
 
 from .paths import SocketChoice, check_socket_path, choose_sockets
-from .protocol.errors import InterfaceNotFound, Refusal, RunhistError, error_from_wire
+from .protocol.errors import InterfaceNotFound, Refusal, RunhistError, ShuttingDown, error_from_wire
 from .protocol.interface import INTERFACE
 from .protocol.machine import ClientConnection, ProtocolError, Reply, encode_json
 
 DEFAULT_TIMEOUT_S = 5.0
 READ_BYTES = 64 * 1024
 READS_AT_ONCE = 64  # bounds what one `receive` takes into memory to 4 MiB
+AGAIN_PAUSE_S = 0.05
 BACKLOG_PAUSE_S = 0.01  # a full backlog cannot be waited for by poll
 NO_SIGNAL = getattr(socket, "MSG_NOSIGNAL", 0)  # a program may have restored SIGPIPE's default, which kills
 
@@ -159,7 +160,7 @@ class Connection:
     # asking
 
     def call(
-        self, method: str, parameters: Mapping[str, Any], *, timeout: Optional[float] = DEFAULT_TIMEOUT_S
+        self, method: str, parameters: Parameters, *, timeout: Optional[float] = DEFAULT_TIMEOUT_S
     ) -> Dict[str, Any]:
         """Call a method (its short name, or a full one that has a dot) and return the reply's parameters.
 
@@ -307,6 +308,23 @@ class Connection:
         if self._socket is None:
             raise self.unreachable("lost")
         return self._socket
+
+
+def call_again_if_lost(
+    method: str, parameters: Parameters, choice: Optional[SocketChoice] = None, seconds: float = DEFAULT_TIMEOUT_S
+) -> Dict[str, Any]:
+    """Call a method that is safe to repeat, again when the daemon is restarted meanwhile. Raises Refusal, Unreachable."""
+    deadline = time.monotonic() + seconds
+    lost = False
+    while True:
+        try:
+            with Connection.open(choice, timeout=seconds) as connection:
+                return connection.call(method, parameters, timeout=seconds)
+        except (Unreachable, ShuttingDown) as trouble:
+            lost = lost or isinstance(trouble, ShuttingDown) or trouble.reason == "lost"
+            if not lost or time.monotonic() >= deadline:
+                raise
+            time.sleep(AGAIN_PAUSE_S)
 
 
 def _connect(path: Path, deadline: float) -> socket.socket:

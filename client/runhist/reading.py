@@ -105,16 +105,20 @@ class RunReader:
         *,
         follow: bool = False,
         after_seq: int = 0,
+        from_checkpoint: bool = False,
         types: Optional[Sequence[str]] = None,
         kinds: Optional[Sequence[str]] = None,
     ) -> Iterator[Event]:
         """The run's events in order of seq, behind `after_seq`; `types` and `kinds` restrict them.
 
-        With `follow` it waits for further ones, outlives a restart of the daemon, and ends with the run.
+        With `from_checkpoint` they begin at the run's last checkpoint, if it has one and that is later. With `follow`
+        it waits for further ones, outlives a restart of the daemon, and ends with the run.
         """
         if self._reader.off:
             return iter(())
         filters = {**self._name(), **present(types=_as_list(types), kinds=_as_list(kinds))}
+        if from_checkpoint:
+            after_seq = max(after_seq, (self.get().checkpoint_seq or 1) - 1)
         return self._follow(filters, after_seq) if follow else self._stored(filters, after_seq)
 
     def _stored(self, filters: Mapping[str, Any], after_seq: int) -> Iterator[Event]:

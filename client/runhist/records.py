@@ -109,7 +109,8 @@ class Event(NamedTuple):
 
 
 class RunRecord(NamedTuple):
-    """What a run's events amount to. The last five members are only there when one run is read, not in lists."""
+    """What a run's events amount to. definition, metadata, state, output, checkpoint_seq and evidence (why the run lost
+    its owner) are only there when one run is read, not in lists. `lease` is owned, none or ended."""
 
     namespace: str
     run_id: str
@@ -136,6 +137,11 @@ class RunRecord(NamedTuple):
     state: Optional[Dict[str, Any]] = None
     output: Optional[Dict[str, Any]] = None
     checkpoint_seq: Optional[int] = None
+    evidence: Optional[Dict[str, Any]] = None
+    lease: str = "owned"
+    team_id: Optional[str] = None
+    team_run_id: Optional[str] = None
+    team_epoch: Optional[int] = None
 
     @classmethod
     def from_wire(cls, run: Mapping[str, Any], detail: Optional[Mapping[str, Any]] = None) -> RunRecord:
@@ -150,6 +156,22 @@ class RunRecord(NamedTuple):
     def ended(self) -> bool:
         """Whether the run has come to its end: completed, failed or cancelled."""
         return self.status in TERMINAL_STATUSES
+
+
+class InterruptedRun(NamedTuple):
+    """A run that waits for somebody to go on with it, paused or incomplete. `resumable`: no open gate keeps it waiting.
+
+    `evidence` tells why an incomplete one lost its owner.
+    """
+
+    run: RunRecord
+    resumable: bool
+    evidence: Optional[Dict[str, Any]] = None
+
+    @classmethod
+    def from_wire(cls, members: Mapping[str, Any]) -> InterruptedRun:
+        """From the wire's Interrupted."""
+        return cls(RunRecord.from_wire(members["run"]), members["resumable"], members.get("evidence"))
 
 
 class StepRecord(NamedTuple):

@@ -14,13 +14,13 @@ from __future__ import annotations
 import os
 import time
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Dict, Iterator, Mapping, Optional, Sequence, Type, Union
+from typing import TYPE_CHECKING, Any, Dict, Iterator, Mapping, Optional, Sequence, Type, TypeVar, Union
 
 from .encoding import Unencodable, as_object, encode, plain_text, present, usage_members
 from .endings import CANCELLED, FAILED, cancel_reason, failure_members, outcome_of
 from .faults import Faults
 from .outbox import Entry, Outbox
-from .protocol.errors import Refusal, RunhistError, StaleEpoch
+from .protocol.errors import Refusal, RunClosed, RunhistError, StaleEpoch
 from .reading import RunReader
 from .records import TERMINAL_KINDS, Event, Receipt
 from .step import Recording, Step, innermost_step
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from .client import History
 
 _UNSET: Any = object()
+_LEASE_ENDS = TERMINAL_KINDS | {"run.paused"}
+_R = TypeVar("_R", bound="Run")
 
 
 class Run(Recording):
@@ -158,7 +160,47 @@ class Run(Recording):
         """The run was given up."""
         self._record("run.cancelled", {} if reason is None else {"reason": plain_text(str(reason))})
 
-    def __enter__(self) -> Run:
+    def pause(
+        self,
+        name: Optional[str] = None,
+        *,
+        prompt: Optional[str] = None,
+        payload: Optional[Any] = None,
+        answer_schema: Optional[Mapping[str, Any]] = None,
+    ) -> None:
+        """Stop at a gate until somebody answers it, and give the run up: whoever goes on claims it.
+
+        `prompt` asks a person, `payload` is what the answer is about, `answer_schema` a JSON Schema of the answer. This
+        handle records nothing more; `wait_gate` waits for the answer.
+        """
+        gate = {"name": name, "prompt": prompt, "payload": payload, "answer_schema": answer_schema}
+        self._record("run.paused", present(**gate))
+
+    def wait_gate(self) -> Any:
+        """The answer to the gate that this handle paused the run at, waited for without an end.
+
+        To go on, claim the run. Raises RunClosed when the run was ended instead, StaleEpoch when another process went
+        on with it, and what `flush` raises.
+        """
+        self.flush()
+        reader = RunReader(self._history._reader, self.namespace, self._run_id)
+        gate_seq = self._outbox.last_seq if self._outbox else None  # nothing of ours comes behind it
+        for event in reader.events(follow=True, after_seq=gate_seq or 0):
+            if event.kind == "gate.answered":
+                return event.data.get("answer")
+            if event.kind == "run.resumed":
+                raise StaleEpoch(epoch=event.epoch, owner_pid=event.data.get("pid"), last_n=0)
+        raise RunClosed(status=reader.get().status)
+
+    def release(self) -> None:
+        """Give the run up before its end, so that another process may claim it. Raises what `flush` raises."""
+        self.flush()
+        if self.epoch is not None:
+            name = {"namespace": self.namespace, "run_id": self._run_id}
+            self._history._reader.call("ReleaseRun", {**name, "epoch": self.epoch})
+        self._ended = True
+
+    def __enter__(self: _R) -> _R:
         return self
 
     def __exit__(
@@ -260,7 +302,7 @@ class Run(Recording):
             self._note_fork()
             return
         self._raise_due()
-        ends = str(members.get("kind") or type) in TERMINAL_KINDS
+        ends = str(members.get("kind") or type) in _LEASE_ENDS
         event = {"type": type, "time_us": time.time_ns() // 1000, **present(data=data), **members}
         try:
             if "usage" in event:
@@ -278,7 +320,7 @@ class Run(Recording):
     def _hand_over(self, entry: Entry, ends: bool) -> None:
         link, outbox = self._link, self._outbox
         assert link is not None and outbox is not None
-        # The end of a run passes a full window: without it the run would seem to go on for ever.
+        # The end of a lease passes a full window: without it the run would seem to go on for ever.
         room = ends or link.make_room(len(entry.encoded), self._history.deadline)
         with link.lock:
             if outbox.refused is not None:

@@ -40,9 +40,10 @@ def run(args: argparse.Namespace) -> int:
     import shlex
     import time
 
+    from ..connection import call_again_if_lost
     from ..encoding import present
     from ..ids import new_run_id, new_uuid
-    from .target import call_again_if_lost, recording_is_off
+    from .target import recording_is_off
 
     if recording_is_off():
         return OK
@@ -65,9 +66,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _parent(owner_pid: int) -> Optional[str]:
     """The run that this one is begun in. A run that the same shell began before, or that has ended, is its sibling."""
+    from ..connection import call_again_if_lost
     from ..protocol.errors import NoSuchRun
     from ..records import TERMINAL_STATUSES
-    from .target import call_again_if_lost
 
     outer = os.environ.get("RUNHIST_RUN")
     if not outer:

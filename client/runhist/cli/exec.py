@@ -72,8 +72,6 @@ def size(text: str) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command; returns its exit status, or does not return because the command was killed."""
-    from .command import NotStarted
-
     argv: List[str] = args.command[1:] if args.command[:1] == ["--"] else args.command
     if not argv:
         _say("exec: which command? for instance: runhist exec -- make test")
@@ -84,8 +82,17 @@ def run(args: argparse.Namespace) -> int:
         _say(trouble)
     if recording is None and args.require:
         return OUR_FAULT
+    return carry_out(argv, args.pty, recording, trouble, {})
+
+
+def carry_out(
+    argv: List[str], pty: Optional[bool], recording: Optional[Recording], trouble: Optional[str], variables: Dict[str, str]
+) -> int:
+    """Run the command with those variables besides, and record it; its exit status. `trouble` was told already."""
+    from .command import NotStarted
+
     try:
-        outcome: Union[Ended, NotStarted] = _carry(argv, args.pty, recording)
+        outcome: Union[Ended, NotStarted] = _carry(argv, pty, recording, variables)
     except NotStarted as error:
         _say(str(error))
         outcome = error
@@ -153,14 +160,16 @@ def _bounded(argv: List[str]) -> List[str]:
     return words
 
 
-def _carry(argv: List[str], pty: Optional[bool], recording: Optional[Recording]) -> Ended:
+def _carry(
+    argv: List[str], pty: Optional[bool], recording: Optional[Recording], variables: Dict[str, str]
+) -> Ended:
     """Start the command and carry everything until it has ended. Raises NotStarted, and OSError when we cannot do it."""
     from .command import OnTerminal, Plain
     from .relay import CAUGHT, Relay
     from .signals import caught
     from .terminal import Keyboard, open_pseudo_terminal
 
-    env = {**os.environ, **(recording.environment() if recording else {})}
+    env = {**os.environ, **variables, **(recording.environment() if recording else {})}
     copy = recording or Unrecorded()
     if not (os.isatty(0) and os.isatty(1) if pty is None else pty):
         with caught(CAUGHT) as signals:

@@ -22,6 +22,7 @@ COMMANDS = {
     "begin": "begin a run for a shell script",
     "append": "add events to a run",
     "end": "end a run that a shell script began",
+    "resume": "answer a paused run's gate, or go on with an interrupted run",
 }
 
 EPILOG = """\
@@ -61,6 +62,7 @@ def parse(words: List[str]) -> argparse.Namespace:
     """The arguments of the command that the words name; only that command's module is imported."""
     from importlib import import_module
 
+    behind_dashes: List[str] = []
     chosen = next((word for word in words if not word.startswith("-")), None)
     if chosen is None and not {"-h", "--help", "--version"} & set(words):
         chosen, words = "list", ["list", *words]
@@ -72,11 +74,14 @@ def parse(words: List[str]) -> argparse.Namespace:
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND")
+    if chosen == "resume" and "--" in words:  # argparse cannot tell an optional RUN's options from a command's
+        at = words.index("--")
+        words, behind_dashes = words[:at], words[at + 1 :]
     for name, text in COMMANDS.items():
         if name == chosen:
             module = import_module(f"runhist.cli.{name}")
             module.add_parser(subparsers)
-            subparsers.choices[name].set_defaults(run_command=module.run)
+            subparsers.choices[name].set_defaults(run_command=module.run, behind_dashes=behind_dashes)
         else:
             subparsers.add_parser(name, help=text, add_help=False)
     return parser.parse_args(words)

@@ -20,7 +20,7 @@ from ..ids import new_uuid
 from ..link import Link
 from ..outbox import Entry, Outbox
 from ..paths import SocketChoice
-from ..protocol.errors import Refusal, RunClosed
+from ..protocol.errors import NotAllowed, Refusal, RunClosed
 from .command import Ended, NotStarted
 from .lines import Line, LineCutter
 
@@ -41,11 +41,16 @@ class _Heard(NamedTuple):
 class Recording:
     """One run on its way into the history. Whatever fails here, the command never notices."""
 
-    def __init__(self, choice: SocketChoice, spec: Mapping[str, Any], max_output_bytes: int) -> None:
+    def __init__(
+        self, choice: SocketChoice, spec: Mapping[str, Any], max_output_bytes: int, epoch: Optional[int] = None
+    ) -> None:
+        """Begin the run of that RunSpec, or with `epoch` go on under a lease of the run that the spec names."""
         self._link = Link(choice, WINDOW_EVENTS, WINDOW_BYTES)
         self._faults = Faults(Journal(), raising=False)
-        begin = encode({"run": {**spec, "time_us": _now_us()}, "lease_key": new_uuid()})
-        self._outbox = Outbox(self._faults, spec.get("namespace"), spec["run_id"], begin)
+        begin = None
+        if epoch is None:
+            begin = encode({"run": {**spec, "time_us": _now_us()}, "lease_key": new_uuid()})
+        self._outbox = Outbox(self._faults, spec.get("namespace"), spec["run_id"], begin, epoch)
         self._max_output_bytes = max_output_bytes
         self._cutters: Dict[str, LineCutter] = {}
         self._held: Deque[_Heard] = deque()  # lines that wait for room: those of one read at most
@@ -163,7 +168,7 @@ class Recording:
         """After some refusals nothing more is worth sending: another owner, or the command has ended its own run."""
         refusal = self._faults.take_refused()
         self._refusal = self._refusal or refusal
-        if isinstance(refusal, RunClosed) and self._outbox.refused is None:
+        if refusal is not None and _is_over(refusal) and self._outbox.refused is None:
             self._outbox.rewind()
             self._outbox.give_up(refusal)
         if self._outbox.refused is not None:
@@ -243,7 +248,7 @@ class Recording:
         lost = self._lost_events + self._faults.count + (0 if self._outbox.refused else self._outbox.held_events)
         why = self._outbox.refused or self._refusal or self._link.why_not()
         self.give_up()
-        if isinstance(why, RunClosed):
+        if _is_over(why):
             lost -= 1  # the command ended its run itself, so it needs no end from us
         return f"{lost:,} events of run {self._outbox.run_id} are not recorded: {why}" if lost > 0 else None
 
@@ -262,6 +267,11 @@ class Recording:
     def _progress(self) -> object:
         outbox = self._outbox
         return outbox.epoch, outbox.stored, outbox.duplicates, self._faults.count
+
+
+def _is_over(refusal: Exception) -> bool:
+    """Whether the command has ended or paused its run itself: then no kind of what we send is allowed any more."""
+    return isinstance(refusal, RunClosed) or (isinstance(refusal, NotAllowed) and refusal.parameter.endswith(".kind"))
 
 
 def signal_name(number: int) -> str:

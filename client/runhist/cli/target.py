@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import os
-import time
-from typing import Any, Dict, Mapping, NamedTuple, Optional
+from typing import NamedTuple, Optional
 
-from ..connection import Connection, Unreachable
-from ..protocol.errors import ShuttingDown
+from ..connection import Connection
 from .main import USAGE, Complaint
 from .names import find
 
-RETRY_S = 5.0
-PAUSE_S = 0.05
+NO_RUN = "which run? RUNHIST_RUN is not set; name one, or begin one: runhist begin --owner-pid $$"
 
 
 class Target(NamedTuple):
@@ -39,32 +36,24 @@ def own_run() -> Optional[Target]:
     return Target(os.environ.get("RUNHIST_NAMESPACE") or None, run_id, int(lease) if lease else None)
 
 
+def own_target(name: Optional[str], namespace: Optional[str]) -> Optional[Target]:
+    """The run that the environment names, where that is the one that is meant."""
+    own = own_run()
+    is_meant = own is not None and name in (None, own.run_id) and namespace in (None, own.namespace)
+    return own if is_meant else None
+
+
 def target(name: Optional[str], namespace: Optional[str]) -> Target:
     """The run of that name, or the one that the environment names; nothing is written to a run that was not named.
 
     A run that this shell does not own is written to under its present lease, because its user asked for it by name.
     Raises Complaint, and Unreachable.
     """
-    own = own_run()
-    if own is not None and name in (None, own.run_id) and namespace in (None, own.namespace):
+    own = own_target(name, namespace)
+    if own is not None:
         return own
     if name is None:
-        raise Complaint("which run? RUNHIST_RUN is not set; name one, or begin one: runhist begin --owner-pid $$", USAGE)
+        raise Complaint(NO_RUN, USAGE)
     with Connection.open() as connection:
         run = find(connection, name, namespace)
     return Target(run["namespace"], run["run_id"], run["epoch"])
-
-
-def call_again_if_lost(method: str, parameters: Mapping[str, Any]) -> Dict[str, Any]:
-    """Call a method that is safe to repeat, again when the daemon is restarted meanwhile. Raises Refusal, Unreachable."""
-    deadline = time.monotonic() + RETRY_S
-    lost = False
-    while True:
-        try:
-            with Connection.open() as connection:
-                return connection.call(method, parameters)
-        except (Unreachable, ShuttingDown) as trouble:
-            lost = lost or isinstance(trouble, ShuttingDown) or trouble.reason == "lost"
-            if not lost or time.monotonic() >= deadline:
-                raise
-            time.sleep(PAUSE_S)

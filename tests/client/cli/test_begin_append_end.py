@@ -255,9 +255,12 @@ def test_end_says_how(
     assert (found.status, found.error) == (status, error)
 
 
-def test_end_by_name_needs_no_lease(history: runhist.History, shell: dict[str, str], daemon: Daemon) -> None:
-    done = run("end", shell["RUNHIST_RUN"], "--json", env=daemon.env)
-    assert json.loads(done.stdout)["stored"] == 1
+def test_end_by_name_is_a_takeover_while_the_owner_lives(
+    history: runhist.History, shell: dict[str, str], daemon: Daemon
+) -> None:
+    assert run("end", shell["RUNHIST_RUN"], "--json", env=daemon.env).returncode == 4
+    done = run("end", shell["RUNHIST_RUN"], "--takeover", "--json", env=daemon.env)
+    assert json.loads(done.stdout)["epoch"] == int(shell["RUNHIST_LEASE"]) + 1
     assert history.run(shell["RUNHIST_RUN"]).get().status == "completed"
 
 
