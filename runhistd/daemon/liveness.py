@@ -44,6 +44,7 @@ logger = logging.getLogger("runhistd.liveness")
 
 POLL_S = 5.0
 RETRY_S = 5.0  # after a verdict could not be stored, because the disk was full
+DELAYED_US = 2_000_000  # what it may take to hear a dead process out, before somebody is told
 SUSPENDED_S = 1.0  # by how much the two clocks must differ for a sleep of the machine
 
 RunName = tuple[int, str, str]
@@ -175,11 +176,12 @@ class Liveness:
                 self._held[holder].grace_ends_s = self._clock.awake_s() + self._grace_s
 
     def delayed(self) -> list[Delayed]:
-        """The verdicts that wait, and what for."""
+        """The verdicts that have waited for a while, and what for."""
+        now_us = self._clock.now_us()
         return [
             Delayed(held.holder.pid or None, len(held.runs), held.dead_since_us, held.why_delayed)
             for held in self._held.values()
-            if held.why_delayed
+            if held.why_delayed and now_us - held.dead_since_us >= DELAYED_US
         ]
 
     # --- looking ---

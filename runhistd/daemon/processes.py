@@ -44,8 +44,7 @@ ENDED = "ended"  # the identity of a process that was gone before it could be lo
 
 @frozen
 class Evidence:
-    """Why a process is taken for dead: what was found (`exited`, `gone`, `pid reused`, `boot changed`, `disconnected`), and
-    what it was seen by (`pidfd`, `start_time`, `boot_id`, `grace`)."""
+    """Why a process is taken for dead: what was `found`, and what it was seen `by`; the words are those of Incomplete."""
 
     found: str
     by: str
@@ -140,7 +139,7 @@ class Processes:
         elif identity in ("", holder.identity):
             return process
         else:
-            evidence = Evidence("pid reused", by)
+            evidence = Evidence("replaced", by)
         process.close()
         return evidence
 

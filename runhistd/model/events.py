@@ -144,6 +144,24 @@ class Ended(Struct, frozen=True):
     output: dict[str, Any] | None = None
 
 
+class Incomplete(Struct, frozen=True):
+    """run.incomplete: `reason` is orphaned or released. For an orphan `evidence` says how its last holder, the process
+    `pid`, is known to be dead: exited, gone (no process has the pid), replaced (another one has), boot changed,
+    disconnected; `by` what that rests on: pidfd, start_time, boot_id, grace; and `seen_us` when."""
+
+    reason: str | None = None
+    pid: int | None = None
+    evidence: str | None = None
+    by: str | None = None
+    seen_us: Count | None = None
+
+    def text(self) -> str | None:
+        """Why the run does not go on, for a person."""
+        if self.reason != "orphaned" or self.evidence == "boot changed":
+            return self.evidence or self.reason
+        return f"owner {self.evidence}" if self.pid is None else f"owner pid {self.pid} {self.evidence}"
+
+
 class StepStarted(Struct, frozen=True):
     """step.started."""
 
@@ -158,7 +176,7 @@ class StepEnded(Struct, frozen=True):
     reason: str | None = None
 
 
-Payload = RunSpec | Updated | Paused | Answered | Ended | StepStarted | StepEnded | None
+Payload = RunSpec | Updated | Paused | Answered | Ended | Incomplete | StepStarted | StepEnded | None
 
 _PAYLOADS: Final[dict[str, msgspec.json.Decoder[Payload]]] = {
     "run.started": msgspec.json.Decoder(RunSpec),
@@ -166,6 +184,7 @@ _PAYLOADS: Final[dict[str, msgspec.json.Decoder[Payload]]] = {
     "run.paused": msgspec.json.Decoder(Paused),
     "gate.answered": msgspec.json.Decoder(Answered),
     **dict.fromkeys(TERMINAL_STATUS, msgspec.json.Decoder(Ended)),
+    "run.incomplete": msgspec.json.Decoder(Incomplete),
     "step.started": msgspec.json.Decoder(StepStarted),
     **dict.fromkeys(STEP_ENDS, msgspec.json.Decoder(StepEnded)),
 }

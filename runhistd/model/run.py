@@ -19,6 +19,7 @@ from .events import (
     STEP_ENDS,
     TERMINAL_STATUS,
     Ended,
+    Incomplete,
     Paused,
     Payload,
     RunSpec,
@@ -200,6 +201,7 @@ def _run_resumed(head: Head, event: Applied) -> None:
 
 def _run_incomplete(head: Head, event: Applied) -> None:
     head.status = "incomplete"
+    head.error = cast(Incomplete, event.payload).text()
     head.ended_us, head.closed_us = event.at_us, event.received_us
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -88,6 +89,10 @@ def test_a_killed_engine_is_dead_at_once_even_while_its_child_keeps_the_socket(
     assert found.pop("seen_us") > 0
     assert found == {"reason": "orphaned", "pid": engine.pid, "evidence": "exited", "by": "pidfd"}
     assert kinds(daemon, "r") == ["run.started", "run.incomplete"]
+    shown = subprocess.run(
+        [sys.executable, "-m", "runhist.cli.main", "show", "r"], env=daemon.env, capture_output=True, text=True, check=True
+    )
+    assert re.search(rf"^owner  pid {engine.pid} exited, seen 20[-0-9T:.]*Z by pidfd$", shown.stdout, re.MULTILINE)
 
 
 def test_an_engine_that_is_stopped_or_silent_without_a_connection_stays_alive(
@@ -242,7 +247,7 @@ def test_a_process_that_was_given_the_pid_of_a_dead_owner_is_not_taken_for_it(
     daemon.start()
     assert status(daemon, "r") == "incomplete"
     found = evidence(daemon, "r")
-    assert (found["evidence"], found["by"]) == ("pid reused", "start_time")
+    assert (found["evidence"], found["by"]) == ("replaced", "start_time")
 
 
 def test_an_owner_who_was_judged_wrongly_reopens_its_run_with_its_next_event(

@@ -96,7 +96,7 @@ def test_an_older_kernel_tells_processes_apart_by_their_start(child: subprocess.
     found.close()
     ticks = int(process.holder.identity.removeprefix("start:").split()[0])
     earlier = msgspec.structs.replace(process.holder, identity=process.holder.identity.replace(str(ticks), str(ticks - 1)))
-    assert known.find_again(earlier) == Evidence("pid reused", "start_time")
+    assert known.find_again(earlier) == Evidence("replaced", "start_time")
     kill_and_leave(child)
     assert known.find_again(process.holder) == Evidence("gone", "start_time")
 
@@ -169,7 +169,7 @@ def test_a_pid_that_was_given_again_is_another_process() -> None:
     """
     command = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", textwrap.dedent(code)]
     done = subprocess.run(command, stdin=subprocess.PIPE, capture_output=True, text=True, timeout=30)
-    assert done.stdout == repr(Evidence("pid reused", "pidfd")), done.stderr
+    assert done.stdout == repr(Evidence("replaced", "pidfd")), done.stderr
 
 
 def test_a_peer_without_a_pid_here_is_watched_through_its_pidfd(tmp_path: Path) -> None:

@@ -104,6 +104,23 @@ def test_an_incomplete_run_keeps_its_open_steps_and_reopens() -> None:
 
 
 @pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        ({"reason": "orphaned", "pid": 4711, "evidence": "exited", "by": "pidfd", "seen_us": 1}, "owner pid 4711 exited"),
+        ({"reason": "orphaned", "pid": 4711, "evidence": "boot changed", "by": "boot_id", "seen_us": 1}, "boot changed"),
+        ({"reason": "orphaned", "pid": None, "evidence": "disconnected"}, "owner disconnected"),
+        ({"reason": "released", "pid": 4711}, "released"),
+    ],
+)
+def test_an_incomplete_run_says_why_until_it_is_reopened(data: dict[str, Any], text: str) -> None:
+    run = Recorded()
+    run.add("run.incomplete", data)
+    assert run.head.error == text
+    run.add("run.resumed", epoch=2)
+    assert run.head.error is None
+
+
+@pytest.mark.parametrize(
     ("kind", "data", "status", "error"),
     [
         ("run.completed", {}, "completed", None),

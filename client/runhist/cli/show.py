@@ -10,6 +10,7 @@ from typing import Any, Dict, List, Optional, Tuple
 from ..connection import Connection
 from . import names, render
 
+SILENT_US = 60_000_000  # what a live owner may well need for its next event
 TITLES = ("STEP", "TRY", "STATUS", "TOOK", "TOKENS IN/OUT", "COST", "")
 
 
@@ -34,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     sys.stdout.write(header(shown["run"]))
     if steps:
         sys.stdout.write(steps_table(shown["run"], steps, rows))
-    sys.stdout.write(footer(shown["run"], rows))
+    sys.stdout.write(footer(shown["run"], rows, shown["detail"].get("evidence") or {}))
     return 0
 
 
@@ -97,10 +98,22 @@ def _used(rows: List[Dict[str, Any]]) -> Dict[Tuple[Optional[str], int], Tuple[i
     return used
 
 
-def footer(found: Dict[str, Any], rows: List[Dict[str, Any]]) -> str:
+def owner_text(found: Dict[str, Any], evidence: Dict[str, Any], now_us: int) -> str:
+    """Who owns the run and since when it is silent, or how its owner is known to be dead; empty for no owner."""
+    if found["status"] == "incomplete" and evidence.get("reason") == "orphaned":
+        pid = f"pid {evidence['pid']} " if evidence.get("pid") else ""
+        return f"{pid}{evidence['evidence']}, seen {render.clock(evidence['seen_us'])} by {evidence['by']}"
+    if not found.get("owner_pid"):
+        return ""
+    silent_us = now_us - found["updated_us"]
+    is_silent = found["status"] == "running" and silent_us >= SILENT_US
+    return f"pid {found['owner_pid']}" + (f", silent for {render.took(0, silent_us)}" if is_silent else "")
+
+
+def footer(found: Dict[str, Any], rows: List[Dict[str, Any]], evidence: Dict[str, Any]) -> str:
     """Error, gate, usage, owner, and what to type next."""
     lines = []
-    if found.get("error"):
+    if found.get("error") and found["status"] != "incomplete":  # whose error is told with its owner
         lines.append(f"error  {render.escaped(found['error'])}")
     gate = found.get("gate")
     if gate:
@@ -110,8 +123,9 @@ def footer(found: Dict[str, Any], rows: List[Dict[str, Any]]) -> str:
         usage = found["usage"]
         cost = render.cost(usage)
         lines.append(f"usage  {usage['input_tokens']:,} tokens in, {usage['output_tokens']:,} out, {cost}")
-    if found.get("owner_pid"):
-        lines.append(f"owner  pid {found['owner_pid']}")
+    owner = owner_text(found, evidence, time.time_ns() // 1000)
+    if owner:
+        lines.append(f"owner  {render.escaped(owner)}")
     follow = "-f " if found["status"] in ("running", "paused", "pending") else ""
     lines.append(f"next   runhist logs {follow}{render.escaped(found['short_id'])}")
     return "\n".join(lines) + "\n"

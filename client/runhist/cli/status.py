@@ -45,6 +45,11 @@ def needs(found: Dict[str, Any]) -> List[str]:
         troubles.append(f"the history is {found['state']} and only read; see the daemon's log, then: runhistd verify")
     if found["free_bytes"] < LOW_SPACE_BYTES:
         troubles.append(f"{render.size(found['free_bytes'])} free on the disk of {render.escaped(found['database'])}")
+    for delayed in found.get("delayed", ()):
+        who = f"process {delayed['pid']}" if delayed.get("pid") else "a process"
+        kept = f"{delayed['runs']:,} runs stay" if delayed["runs"] > 1 else "run stays"
+        why = render.escaped(delayed["why"])
+        troubles.append(f"{who} was dead {render.moment(delayed['since_us'])}, and its {kept} open: {why}")
     return troubles
 
 
