@@ -325,7 +325,7 @@ def queue_verdicts(held: _Held, submit: Submit) -> _Verdicts:
     """Queue a verdict for every run that the process holds."""
     verdicts = _Verdicts(len(held.runs))
     evidence = encode(evidence_of(held))
-    for name in held.runs:
+    for name in list(held.runs):
         submit(Death(*name, held.holder, evidence), verdicts, len(evidence))
     return verdicts
 

@@ -174,3 +174,25 @@ async def test_a_closed_endpoint_ends_who_waits_in_accept(runtime: Path) -> None
             nursery.start_soon(wait_for_the_end)
             await trio.testing.wait_all_tasks_blocked()
             await endpoint.aclose()
+
+
+async def test_all_who_connected_before_are_accepted_before_a_verdict(runtime: Path) -> None:
+    path = runtime / SOCKET_NAME
+    returned = []
+    async with listen.open_listeners([path]) as endpoints, trio.open_nursery() as nursery:
+        early = [await trio.open_unix_socket(str(path)) for _ in range(3)]
+
+        async def wait() -> None:
+            await listen.all_accepted(endpoints)
+            returned.append(len(accepted))
+
+        nursery.start_soon(wait)
+        accepted: list[trio.SocketStream] = []
+        for _ in early:
+            await trio.testing.wait_all_tasks_blocked()
+            assert not returned
+            accepted.append(await endpoints[0].accept())
+        await trio.testing.wait_all_tasks_blocked()
+        assert returned == [3]
+        for stream in (*early, *accepted):
+            await stream.aclose()
