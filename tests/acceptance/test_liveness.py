@@ -16,6 +16,7 @@ import pytest
 
 from runhist.connection import Connection
 from runhist.paths import SocketChoice
+from runhist.protocol.errors import InvalidParameter
 from tests.acceptance.engines import Engine
 
 if TYPE_CHECKING:
@@ -304,3 +305,17 @@ def test_a_reboot_is_seen_by_the_kernels_own_boot_id(
     daemon.start(wrapper=[need("unshare"), "--mount", "sh", "-c", mount, "sh"])
     assert status(daemon, "r") == "incomplete"
     assert evidence(daemon, "r")["evidence"] == "boot changed"
+
+
+def test_an_owner_must_live_and_belong_to_the_same_user(daemon: Daemon) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root may start a process of another user")
+    daemon.start()
+    named = {"run": {"run_id": "r"}, "lease_key": "00000000-0000-4000-8000-000000000000", "caller_pid": os.getpid()}
+    with subprocess.Popen(["sleep", "1000"], user=65534) as foreign:
+        for pid in (foreign.pid, 2**22 - 1):
+            with pytest.raises(InvalidParameter) as caught:
+                call(daemon, "BeginRun", **named, owner_pid=pid)
+            assert caught.value.parameters == {"parameter": "owner_pid"}
+        foreign.kill()
+    assert call(daemon, "BeginRun", **named, owner_pid=os.getppid())["run_id"] == "r"
