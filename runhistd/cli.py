@@ -1,4 +1,4 @@
-"""The command line of the daemon: `serve`, `verify`, `demo`.
+"""The command line of the daemon: `serve`, `config`, `verify`, `demo`.
 
 Exit codes: 0 done, 1 it failed (or `verify` found a difference), 2 the command line or the settings are wrong. What a user
 can mend is said on stderr with the next step; a traceback means a bug. The parts are imported when their command runs,
@@ -41,6 +41,9 @@ environment:
   RUNHIST_STATE_DIR  another state directory, a history of its own; clients must be given the same
   RUNHIST_CONFIG     another settings file
 
+A change of the settings file is taken over while serving (SIGHUP makes it look at once). One that is
+not usable changes nothing; `runhist status` names its faults, and `runhistd config check` too.
+
 settings (TOML; what is left out keeps its default, which is shown):
 {settings}"""
 
@@ -49,6 +52,12 @@ Reads every run's events again, computes what they amount to, compares that with
 the run, and lets SQLite check the file itself. Works beside a running daemon and changes nothing.
 
 exit status: 0 all agrees, 1 something differs or the history cannot be read."""
+
+CONFIG = """\
+check  read the settings file and name everything that is wrong in it
+show   print every setting that would be in force, and where its value comes from
+
+exit status: 0 usable, 2 not usable."""
 
 DEMO = """\
 Starts a private daemon in a temporary directory, lets four engines do real work on this machine at the
@@ -96,6 +105,13 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("--config", metavar="FILE", type=Path, help="read the settings from FILE, which must exist")
     command.set_defaults(run=run_serve)
 
+    summary = "check or show the settings"
+    command = commands.add_parser("config", help=summary, description=f"{summary}.".capitalize(), ending=CONFIG)
+    command.add_argument("action", choices=("check", "show"))
+    command.add_argument("--config", metavar="FILE", type=Path, help="read the settings from FILE, which must exist")
+    command.add_argument("--json", action="store_true", help="print one object")
+    command.set_defaults(run=run_config)
+
     summary = "check that the history agrees with its events"
     command = commands.add_parser("verify", help=summary, description=f"{summary}.".capitalize(), ending=VERIFY)
     command.add_argument("--json", action="store_true", help="print one object a difference, then one with the totals")
@@ -129,20 +145,22 @@ def run_serve(chosen: argparse.Namespace) -> int:
     except config.ConfigFaults as faults:
         return complain(str(faults), 2)
     log.configure(settings.log_level)
-    return serve_directory(paths.state_dir(), settings)
+    required = chosen.config is not None
+    return serve_directory(paths.state_dir(), chosen.config or paths.config_file(), settings, required=required)
 
 
-def serve_directory(state_dir: Path, settings: Config) -> int:
+def serve_directory(state_dir: Path, file: Path, settings: Config, *, required: bool) -> int:
     """Hold the directory and serve it; what an operator can mend becomes a sentence."""
     from runhistd.daemon import signals
     from runhistd.daemon.instance import Instance, InstanceFault
     from runhistd.daemon.listen import ListenFault
+    from runhistd.daemon.reload import Reload
     from runhistd.store.database import DamagedDatabase, NewerSchema, StorageFault
 
     status = 0
     try:
         with Instance.take(state_dir) as instance:
-            signals.run(instance, settings)
+            signals.run(instance, Reload(file, settings, required=required))
     except* (InstanceFault, ListenFault, NewerSchema, DamagedDatabase, StorageFault) as faults:
         for fault in leaves(faults):
             status = complain(str(fault), 1)
@@ -155,6 +173,33 @@ def leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
     for error in group.exceptions:
         found += leaves(error) if isinstance(error, BaseExceptionGroup) else [error]
     return found
+
+
+def run_config(chosen: argparse.Namespace) -> int:
+    """Check the settings file, or show what it amounts to."""
+    from runhistd import config
+
+    file = chosen.config or paths.config_file()
+    try:
+        settings = config.load(file, required=chosen.config is not None)
+    except config.ConfigFaults as faults:
+        if chosen.json:
+            found = [{"key": key, "message": message} for key, message in faults.faults]
+            sys.stdout.write(json.dumps({"file": str(file), "faults": found}) + "\n")
+        return complain(str(faults), 2)
+    origins = config.origins(file)
+    if chosen.action == "check":
+        origin = f"{file} is usable" if file.exists() else f"there is no {file}; the defaults hold"
+        sys.stdout.write(json.dumps({"file": str(file), "faults": []}) + "\n" if chosen.json else origin + "\n")
+        return 0
+    shown = {key: {"value": config.value_of(settings, key), "from": origin} for key, origin in origins.items()}
+    if chosen.json:
+        sys.stdout.write(json.dumps(shown) + "\n")
+        return 0
+    lines = [(f"{key} = {json.dumps(found['value'])}", found["from"]) for key, found in shown.items()]
+    width = max(len(line) for line, _ in lines)
+    sys.stdout.write("".join(f"{line:{width}}  # {origin}\n" for line, origin in lines))
+    return 0
 
 
 def run_verify(chosen: argparse.Namespace) -> int:

@@ -104,7 +104,7 @@ class ConfigFaults(Exception):
 
     def __str__(self) -> str:
         lines = "".join(f"\n  {key}: {text}" if key else f"\n  {text}" for key, text in self.faults)
-        return f"the settings in {self.path} are not usable; mend the file and start again:{lines}"
+        return f"the settings in {self.path} are not usable; mend them:{lines}"
 
 
 def load(path: Path, *, required: bool = False) -> Config:
@@ -174,6 +174,29 @@ def contradictions(config: Config) -> list[tuple[str, str]]:
     if config.queue_bytes < config.frame_bytes:
         faults.append(("limits.queue_bytes", f"must be at least limits.frame_bytes ({config.frame_bytes})"))
     return faults
+
+
+def dotted(name: str) -> str:
+    """The key of a member of Config as it stands in faults: its table and its name."""
+    return f"{_TABLE_OF[name]}.{name}"
+
+
+def value_of(config: Config, key: str) -> Any:
+    """The value of a dotted key."""
+    return getattr(config, key.partition(".")[2])
+
+
+def origins(path: Path) -> dict[str, str]:
+    """Where each value comes from, by dotted key: "default", or the file, which must have been loaded without faults."""
+    try:
+        document = tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        document = {}
+    return {
+        dotted(key): str(path) if key in document.get(table, {}) else "default"
+        for table, keys in TABLES.items()
+        for key in keys
+    }
 
 
 def show(value: object) -> str:

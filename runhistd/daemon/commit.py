@@ -97,6 +97,12 @@ class Committer:
         if len(self._queue) >= self._wanted:
             self._arrived.set()
 
+    def configure(self, queue_bytes: int) -> None:
+        """Another bound from now on."""
+        self._queue_bytes = queue_bytes
+        self._room.set()
+        self._room = trio.Event()
+
     async def wait_room(self) -> None:
         """Return when the queue is below its bound: whoever reads requests waits here first."""
         while self._queued_bytes >= self._queue_bytes:

@@ -37,6 +37,7 @@ from .follow import PAGE_BYTES, PAGE_EVENTS, Page, Tail, encode_event, follow
 from .instance import Instance
 from .liveness import Liveness
 from .processes import user_of
+from .reload import Reload
 from .server import Connection, Peer, Reply
 
 MAX_READERS = 4
@@ -57,14 +58,14 @@ class Service:
     def __init__(
         self,
         instance: Instance,
-        config: Config,
+        reload: Reload,
         instance_id: str,
         committer: Committer,
         tail: Tail,
         liveness: Liveness,
     ) -> None:
         self.instance = instance
-        self.config = config
+        self.reload = reload
         self.instance_id = instance_id
         self.committer = committer
         self.tail = tail
@@ -77,6 +78,11 @@ class Service:
         self.started_us = now_us()
         self._readers: list[Reader] = []
         self._reading = trio.CapacityLimiter(MAX_READERS)
+
+    @property
+    def config(self) -> Config:
+        """The settings in force."""
+        return self.reload.current
 
     def submit(self, connection: Connection, call: calls.Envelope, reply: Reply) -> bool:
         """Queue a write; False when the call is none. Raises Refusal."""
@@ -277,6 +283,7 @@ async def get_status(service: Service, peer: Peer, call: calls.GetStatus) -> Any
             "sockets": service.sockets,
             "connections": len(service.connections),
             "followers": sum(connection.stream_ended is not None for connection in service.connections),
+            "config": service.reload.status(),
             "runs": counts,
             "delayed": service.liveness.delayed(),
             "commit": {

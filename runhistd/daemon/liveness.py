@@ -240,6 +240,11 @@ class Liveness:
 
     # --- at the start ---
 
+    def configure(self, *, grace_s: float, max_pidfds: int) -> None:
+        """Other settings from now on. What is open stays open, and a grace that has begun ends as it would have."""
+        self._grace_s = grace_s
+        self._max_pidfds = max_pidfds
+
     def take_over(self, leases: Iterable[Held]) -> list[Holder]:
         """Take in all leases of the history at the daemon's start; returns the processes that are known to be dead."""
         self.leases_changed(leases)

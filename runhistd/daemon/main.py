@@ -24,6 +24,7 @@ from .handlers import Service
 from .instance import Instance
 from .listen import Endpoint, all_accepted, open_listeners
 from .liveness import Liveness, descriptors_to_spare
+from .reload import Reload
 from .server import Connection, peer_of, refuse_stranger
 
 logger = logging.getLogger("runhistd.main")
@@ -31,12 +32,12 @@ logger = logging.getLogger("runhistd.main")
 
 async def serve(
     instance: Instance,
-    config: Config,
+    reload: Reload,
     *,
     stop: trio.Event,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve the instance until `stop`; `task_status` is started when the daemon answers.
+    """Serve the instance with the settings of `reload` until `stop`; `task_status` is started when the daemon answers.
 
     Raises what opening the log raises, ListenFault, and, in an ExceptionGroup, StorageFault or InstanceLost: then nothing
     that was not answered may be assumed to be stored, and the files were left as they are.
@@ -47,7 +48,7 @@ async def serve(
         logger.critical("storage faults ended the daemon again and again: it only reads now")
     else:
         instance_id, position = log.instance_id, log.position
-    tail = Tail(position)
+    config, tail = reload.current, Tail(position)
     liveness = Liveness(grace_s=config.disconnect_grace_s, max_pidfds=descriptors_to_spare(config.connections))
 
     def on_commit(batch: Batch) -> None:
@@ -55,7 +56,12 @@ async def serve(
         liveness.leases_changed(batch.held)
 
     committer = Committer(log, instance, config.queue_bytes, on_commit)
-    service = Service(instance, config, instance_id, committer, tail, liveness)
+    def on_reload(config: Config) -> None:
+        committer.configure(config.queue_bytes)
+        liveness.configure(grace_s=config.disconnect_grace_s, max_pidfds=descriptors_to_spare(config.connections))
+
+    reload.applied = on_reload
+    service = Service(instance, reload, instance_id, committer, tail, liveness)
     service.state = "recording" if log is not None else "damaged"
     try:
         if log is not None:
@@ -116,6 +122,7 @@ async def serve_endpoints(
         committing.start_soon(commit, service)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(watch_processes, service, endpoints)
+            nursery.start_soon(service.reload.watch)
             accepting = trio.CancelScope()
             for endpoint in endpoints:
                 nursery.start_soon(accept, service, endpoint, nursery, accepting)

@@ -1,4 +1,5 @@
-"""The event loop's start and end: serve until a signal, stop gracefully, or at once at a second one.
+"""The event loop's start and end: serve until a signal, stop gracefully, or at once at a second one. SIGHUP means: look at
+the settings again.
 
 Once the daemon serves, what exists then exists for good; the collector need not look at it again and again (gc.freeze).
 """
@@ -12,40 +13,44 @@ import signal
 
 import trio
 
-from runhistd.config import Config
-
 from .instance import Instance
 from .main import serve
+from .reload import Reload
 
 logger = logging.getLogger("runhistd.signals")
 
 
-def run(instance: Instance, config: Config) -> None:
+def run(instance: Instance, reload: Reload) -> None:
     """Serve until SIGTERM or SIGINT. What ends the daemon otherwise comes out in an ExceptionGroup."""
-    trio.run(serve_until_signal, instance, config)
+    trio.run(serve_until_signal, instance, reload)
 
 
-async def serve_until_signal(instance: Instance, config: Config) -> None:
+async def serve_until_signal(instance: Instance, reload: Reload) -> None:
     """Serve, with the signals turned into the stop event before anything answers."""
     stop = trio.Event()
     async with trio.open_nursery() as signals:
         async with trio.open_nursery() as serving:
-            await signals.start(heed_signals, stop, serving.cancel_scope)
-            await serving.start(functools.partial(serve, instance, config, stop=stop))
+            await signals.start(heed_signals, stop, serving.cancel_scope, reload)
+            await serving.start(functools.partial(serve, instance, reload, stop=stop))
             gc.collect()
             gc.freeze()
         signals.cancel_scope.cancel()
 
 
 async def heed_signals(
-    stop: trio.Event, at_once: trio.CancelScope, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    stop: trio.Event,
+    at_once: trio.CancelScope,
+    reload: Reload,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """The first signal asks for a graceful stop, the second ends it at once."""
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as received:
+    """The first SIGTERM or SIGINT asks for a graceful stop, the second ends it at once."""
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as received:
         task_status.started()
         async for number in received:
             name = signal.Signals(number).name
-            if stop.is_set():
+            if number == signal.SIGHUP:
+                reload.look()
+            elif stop.is_set():
                 logger.warning("stopping at once", extra={"fields": {"signal": name}})
                 at_once.cancel()
             else:

@@ -113,6 +113,22 @@ class UsageRow:
 
 
 @frozen
+class ConfigFault:
+    """Something in the settings file that cannot be used. `key` is dotted, and empty for the file as a whole."""
+
+    key: str
+    message: str
+
+
+@frozen
+class ConfigStatus:
+    """Where the settings are, and why the newest change of them is not in force."""
+
+    file: str
+    faults: list[ConfigFault]
+
+
+@frozen
 class StatusCount:
     """How many runs have a status."""
 

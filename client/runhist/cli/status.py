@@ -43,6 +43,9 @@ def needs(found: Dict[str, Any]) -> List[str]:
     troubles = []
     if found["state"] != "recording":
         troubles.append(f"the history is {found['state']} and only read; see the daemon's log, then: runhistd verify")
+    for fault in found["config"]["faults"]:
+        what = render.escaped(f"{fault['key']}: {fault['message']}" if fault["key"] else fault["message"])
+        troubles.append(f"the changed settings are not in force: {what}; mend {render.escaped(found['config']['file'])}")
     if found["free_bytes"] < LOW_SPACE_BYTES:
         troubles.append(f"{render.size(found['free_bytes'])} free on the disk of {render.escaped(found['database'])}")
     for delayed in found.get("delayed", ()):
