@@ -2,8 +2,8 @@
 
 A pid alone names nobody: it is given again. Where the kernel keeps pidfds in a file system of their own (pidfs, Linux 6.9)
 the inode of a pidfd is never given again until the next boot; elsewhere the time at which the process started stands in
-for it. Both count within one boot, and a pid within one pid namespace: so a holder carries the boot, and its identity
-the namespace. What cannot be told is left empty, and never taken for a difference.
+for it. Both count within one boot, and a pid within one pid namespace: so a holder carries the boot, and its identity,
+where it has a pid, the namespace. What cannot be told is left empty, and never taken for a difference.
 
 The process behind a connection is the one that connected. The kernel hands over its pidfd (SO_PEERPIDFD, Linux 6.5),
 which is right also when the process has gone since, or lives in a namespace where it has no pid for us. Without that
@@ -156,7 +156,7 @@ class Processes:
             told = start_time(pid)
         if told is None:
             return ""
-        return f"{kind}:{told}" + (f" pidns:{self._namespace}" if self._namespace else "")
+        return f"{kind}:{told}" + (f" pidns:{self._namespace}" if pid > 0 and self._namespace else "")
 
 
 class Exits:

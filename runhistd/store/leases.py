@@ -63,11 +63,16 @@ def begin(log: EventLog, request: Begin, now_us: int) -> Begun:
     spec = payload_of(start.type, request.spec, "run")
     assert isinstance(spec, RunSpec)
     _check_new_team(log, request.uid, spec)
-    owner_pid = request.holder.pid if request.holder is not None and request.lease == OWNED else None
+    owner_pid = pid_of(request.holder) if request.lease == OWNED else None
     run = log.add_run(name, Lease(request.lease_key.bytes, owner_pid, request.lease))
     log.store_all(run, [Accepted(start, start.type, spec, None)], None, now_us)
     log.join(run, request.holder)
     return Begun(request.namespace, request.run_id, run.head.epoch, log.pending_position)
+
+
+def pid_of(holder: Holder | None) -> int | None:
+    """The pid to tell people; None of a process that has none in the daemon's pid namespace."""
+    return holder.pid or None if holder is not None else None
 
 
 def _check_new_team(log: EventLog, uid: int, spec: RunSpec) -> None:
@@ -101,7 +106,7 @@ def claim(log: EventLog, request: Claim, now_us: int) -> Claimed:
 
 
 def _grant(log: EventLog, run: CachedRun, request: Claim) -> None:
-    run.lease = Lease(request.lease_key.bytes, None if request.holder is None else request.holder.pid)
+    run.lease = Lease(request.lease_key.bytes, pid_of(request.holder))
     run.head.epoch = log.next_epoch()
     log.heads.touch_lease(run)
 
@@ -112,7 +117,7 @@ def resumed_data(run: CachedRun, by: Holder | None, answer: dict[str, Any] | Non
     gate = {} if answer is None else {"gate_seq": run.head.gate_seq, "answer": answer.get("answer")}
     return encode(
         {
-            "pid": None if by is None else by.pid,
+            "pid": pid_of(by),
             "from_epoch": run.head.epoch,
             "from_status": status,
             "takeover": status in ("pending", "running"),

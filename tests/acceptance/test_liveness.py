@@ -132,6 +132,45 @@ def test_the_last_150_kb_of_a_dead_engine_are_recorded_and_its_end_stands(
     assert kinds(daemon, "ended") == ["run.started", *["note"] * 50, "run.completed"]
 
 
+def test_a_run_that_a_dead_process_began_is_recorded_and_orphaned(
+    daemon: Daemon, new_engine: MakeEngine, wait_until: WaitUntil
+) -> None:
+    daemon.start()
+    engine = new_engine()
+    with stopped(daemon):
+        engine.do("connect()")
+        key = "00000000-0000-4000-8000-000000000000"
+        engine.do(f"peer.sendall(frame('BeginRun', run={{'run_id': 'r'}}, lease_key={key!r}))")
+        engine.do("epochs.update(r=1), peer.sendall(appending('r', 'turn'))")
+        engine.kill()
+    wait_until(lambda: call(daemon, "ListRuns", status=["incomplete"])["runs"], "the run is orphaned")
+    assert kinds(daemon, "r") == ["run.started", "note", "run.incomplete"]
+
+
+def test_an_engine_in_another_pid_namespace_lives_while_it_is_connected(
+    daemon: Daemon, new_engine: MakeEngine, need: Callable[[str], str], wait_until: WaitUntil
+) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root may make a pid namespace")
+    daemon.config_file.write_text("[daemon]\ndisconnect_grace_s = 1\n")
+    wrapper = [need("unshare"), "--pid", "--fork", "--mount-proc"]
+    daemon.start(wrapper=wrapper)
+    connected, disconnected = new_engine("connected"), new_engine("disconnected")
+    assert call(daemon, "GetRun", run_id="connected")["run"].get("owner_pid") is None
+    daemon.kill()
+    daemon.start(wrapper=wrapper)
+    connected.do("connect()")  # is enough: the kernel knows it again
+    wait_until_incomplete(daemon, "disconnected", wait_until)
+    assert evidence(daemon, "disconnected")["by"] == "grace"
+    assert connected.do("append('connected', 'turn')")["stored"] == 1
+    connected.kill()
+    wait_until_incomplete(daemon, "connected", wait_until)
+    assert evidence(daemon, "connected")["by"] == "pidfd"
+    disconnected.do("connect()")
+    assert disconnected.do("append('disconnected', 'run.completed')")["stored"] == 1  # it was judged too early
+    assert status(daemon, "disconnected") == "completed"
+
+
 def test_an_end_that_races_with_the_verdict_wins(daemon: Daemon, new_engine: MakeEngine, wait_until: WaitUntil) -> None:
     daemon.start()
     names = [f"r{i}" for i in range(20)]

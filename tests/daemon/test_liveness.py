@@ -134,7 +134,7 @@ async def test_watching_wakes_nobody_where_the_kernel_tells_of_exits(
 
 def untold(watch: Watch) -> Holder:
     """A process in another pid namespace, of which the kernel tells nothing once its connection is gone."""
-    return Holder(0, "pidfd:1 pidns:1", watch.processes.boot_id)
+    return Holder(0, "pidfd:1", watch.processes.boot_id)
 
 
 async def test_of_whom_nothing_is_told_the_grace_begins_with_the_daemon(watch: Watch, clock: MockClock) -> None:
