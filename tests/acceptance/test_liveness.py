@@ -240,6 +240,55 @@ def test_a_killed_daemon_comes_back_under_twenty_live_engines_and_closes_none(
     assert {status(daemon, name) for name in others} == {"running"}
 
 
+CLIENT = """
+import select, sys, runhist
+history = runhist.connect(deadline=60)
+with history.begin_run(run_id=sys.argv[1]) as run:
+    count = 0
+    while not select.select([sys.stdin], [], [], 0.005)[0]:
+        count += 1
+        run.append("turn", {"count": count})
+    run.flush()
+print(count, run.flush().durable)
+"""
+
+
+def test_twenty_engines_that_write_while_the_daemon_is_killed_lose_and_double_nothing(
+    daemon: Daemon, wait_until: WaitUntil
+) -> None:
+    daemon.start()
+    names = [f"r{i}" for i in range(20)]
+    pipe = subprocess.PIPE
+    engines = [
+        subprocess.Popen([sys.executable, "-c", CLIENT, name], env=daemon.env, stdin=pipe, stdout=pipe) for name in names
+    ]
+
+    def all_reach(seq: int) -> bool:
+        runs = call(daemon, "ListRuns")["runs"]
+        return len(runs) == 20 and all(run["last_seq"] >= seq for run in runs)
+
+    wait_until(lambda: all_reach(20), "all engines write")
+    for so_far in (60, 120):
+        daemon.kill()
+        daemon.start()
+        wait_until(lambda so_far=so_far: all_reach(so_far), "all engines go on")
+    for name, engine in zip(names, engines, strict=True):
+        count, durable = engine.communicate(timeout=60)[0].split()
+        assert (engine.returncode, durable) == (0, b"committed")
+        recorded = list(pages(daemon, name))
+        assert [event["kind"] for event in recorded] == ["run.started", *["note"] * int(count), "run.completed"]
+        assert [event["data"]["count"] for event in recorded[1:-1]] == list(range(1, int(count) + 1))
+
+
+def pages(daemon: Daemon, run_id: str) -> Iterator[dict[str, Any]]:
+    """All events of a run."""
+    after_seq = 0
+    while after_seq is not None:
+        page = call(daemon, "GetEvents", run_id=run_id, after_seq=after_seq)
+        yield from page["events"]
+        after_seq = page.get("next_after_seq")
+
+
 def test_engines_that_die_without_a_daemon_are_adopted_once_at_its_start(daemon: Daemon, new_engine: MakeEngine) -> None:
     daemon.start()
     dead, alive = new_engine("dead"), new_engine("alive")
