@@ -47,6 +47,8 @@ RETRY_S = 5.0  # after a verdict could not be stored, because the disk was full
 DELAYED_US = 2_000_000  # what it may take to hear a dead process out, before somebody is told
 SUSPENDED_S = 1.0  # by how much the two clocks must differ for a sleep of the machine
 
+DISCONNECTED = Evidence("disconnected", "grace")
+
 RunName = tuple[int, str, str]
 """uid, namespace, run_id."""
 Submit = Callable[[Death, "Slot", int], None]
@@ -175,6 +177,11 @@ class Liveness:
             if holder in self._held:
                 self._held[holder].grace_ends_s = self._clock.awake_s() + self._grace_s
 
+    def configure(self, *, grace_s: float, max_pidfds: int) -> None:
+        """Other settings from now on. What is open stays open, and a grace that has begun ends as it would have."""
+        self._grace_s = grace_s
+        self._max_pidfds = max_pidfds
+
     def delayed(self) -> list[Delayed]:
         """The verdicts that have waited for a while, and what for."""
         now_us = self._clock.now_us()
@@ -240,11 +247,6 @@ class Liveness:
 
     # --- at the start ---
 
-    def configure(self, *, grace_s: float, max_pidfds: int) -> None:
-        """Other settings from now on. What is open stays open, and a grace that has begun ends as it would have."""
-        self._grace_s = grace_s
-        self._max_pidfds = max_pidfds
-
     def take_over(self, leases: Iterable[Held]) -> list[Holder]:
         """Take in all leases of the history at the daemon's start; returns the processes that are known to be dead."""
         self.leases_changed(leases)
@@ -302,7 +304,7 @@ class Liveness:
                 self._look(held)
                 is_untold = held.evidence is None and held.process is None and holder not in self._connections
                 if is_untold and now_s >= held.grace_ends_s:
-                    self._is_dead(held, Evidence("disconnected", "grace"))
+                    self._is_dead(held, DISCONNECTED)
 
     def _restart_grace_after_sleep(self) -> None:
         asleep_s = self._clock.boot_s() - self._clock.awake_s()
@@ -315,6 +317,10 @@ class Liveness:
     async def _bury(self, held: _Held, submit: Submit, all_accepted: Callable[[], Awaitable[None]]) -> None:
         """Hear the dead process out, then have its runs declared orphaned."""
         await all_accepted()
+        if held.evidence == DISCONNECTED and held.holder in self._connections:
+            held.evidence, held.why_delayed = None, ""  # it came back meanwhile
+            self._look(held)
+            return
         for connection in list(self._connections.get(held.holder, ())):
             connection.peer_died()
             await connection.heard_out()

@@ -178,9 +178,12 @@ class Connection:
         self._progress = trio.Event()
 
     async def heard_out(self) -> None:
-        """Return when all that is in the socket now was taken: the writes are with the committer."""
+        """Return when all that is in the socket now was taken: the writes are with the committer.
+
+        What stands behind a stream is not waited for, because it is not taken before that ends.
+        """
         behind = self._received_bytes + self._unread_bytes()
-        while not self._ended and self._received_bytes <= behind:
+        while not (self._ended or self.stream_ended is not None) and self._received_bytes <= behind:
             if self._waits_for_bytes and self._unread_bytes() == 0:
                 return
             await self._heard.wait()
