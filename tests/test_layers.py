@@ -22,11 +22,12 @@ MAY_IMPORT = {
     "runhistd.demo": {"runhistd", "runhistd.demo.*", "runhist.*"},
     "runhistd.daemon": {
         *("runhistd", "runhistd.config", "runhistd.daemon.*", "runhistd.store.*", "runhistd.model.*"),
-        *("runhist", "runhist.paths", "runhist.protocol.*"),
+        *("runhist", "runhist.identity", "runhist.paths", "runhist.protocol.*"),
     },
     "runhistd.store": {"runhistd.store.*", "runhistd.model.*"},
     "runhistd.model": {"runhistd.model.*"},
     "runhist": {"runhist.*"},
+    "runhist.identity": set(),
     "runhist.paths": set(),
     "runhist.protocol": {"runhist.protocol.*"},
 }

@@ -18,6 +18,7 @@ import trio
 from msgspec import Raw
 
 import runhistd
+from runhist.identity import user_of
 from runhist.protocol import INTERFACE, SERVICE, interface_text
 from runhistd.config import Config
 from runhistd.model.decide import Append
@@ -36,7 +37,6 @@ from .commit import Committer, now_us
 from .follow import PAGE_BYTES, PAGE_EVENTS, Page, Tail, encode_event, follow
 from .instance import Instance
 from .liveness import Liveness
-from .processes import user_of
 from .reload import Reload
 from .server import Connection, Peer, Reply
 

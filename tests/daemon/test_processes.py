@@ -15,6 +15,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from runhist import identity
 from runhistd.daemon import processes
 from runhistd.daemon.processes import Evidence, Exits, Process, Processes
 from runhistd.model.holder import Holder
@@ -33,7 +34,7 @@ def child() -> Iterator[subprocess.Popen[bytes]]:
 @pytest.fixture
 def without_pidfs(monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel as it was before Linux 6.9."""
-    monkeypatch.setattr(processes, "has_pidfs", lambda: False)
+    monkeypatch.setattr(identity, "has_pidfs", lambda: False)
 
 
 def find(known: Processes, pid: int) -> Process:
@@ -66,7 +67,7 @@ def test_the_peer_is_the_process_that_connected_even_through_another_ones_hands(
 def test_a_process_is_the_same_whoever_asks_and_no_other_one(child: subprocess.Popen[bytes]) -> None:
     one, again, other = find(Processes(), child.pid), find(Processes(), child.pid), find(Processes(), os.getpid())
     assert one.holder == again.holder != other.holder
-    assert one.holder.boot_id == processes.BOOT_ID_FILE.read_text().strip()
+    assert one.holder.boot_id == identity.BOOT_ID_FILE.read_text().strip()
     assert not one.is_dead()
     for process in (one, again, other):
         process.close()
@@ -119,14 +120,14 @@ def test_a_recorded_process_of_another_boot_is_dead_whoever_has_its_pid_now() ->
     mine = find(Processes(), os.getpid())
     mine.close()
     assert Processes("another boot").find_again(mine.holder) == Evidence("boot changed", "boot_id")
-    assert processes.boot_id({"RUNHIST_BOOT_ID": "named"}) == "named"
+    assert identity.boot_id({"RUNHIST_BOOT_ID": "named"}) == "named"
 
 
 def test_nothing_is_known_of_a_process_that_has_no_pid_here() -> None:
     known = Processes()
-    identity = find_identity(known)
-    assert known.find_again(Holder(0, identity, known.boot_id)) is None
-    elsewhere = identity.partition(" ")[0] + " pidns:1"
+    mine = find_identity(known)
+    assert known.find_again(Holder(0, mine, known.boot_id)) is None
+    elsewhere = mine.partition(" ")[0] + " pidns:1"
     assert known.find_again(Holder(os.getpid(), elsewhere, known.boot_id)) is None
 
 
@@ -251,5 +252,5 @@ def test_without_a_descriptor_left_a_process_is_still_told_by_its_start(child: s
 
 
 def test_the_user_of_a_process_is_its_effective_one(child: subprocess.Popen[bytes]) -> None:
-    assert processes.user_of(child.pid) == os.geteuid()
-    assert processes.user_of(2**22 - 1) is None
+    assert identity.user_of(child.pid) == os.geteuid()
+    assert identity.user_of(2**22 - 1) is None
