@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from .reading import RunReader as RunReader
     from .records import Cursor as Cursor
     from .records import Event as Event
+    from .records import Gap as Gap
     from .records import Gate as Gate
     from .records import InterruptedRun as InterruptedRun
     from .records import Receipt as Receipt
@@ -73,7 +74,7 @@ _NAMES = {
     ),
     "reading": ("Follower", "RunReader"),
     "records": (
-        *("Cursor", "Event", "Gate", "InterruptedRun", "Receipt", "RunRecord", "StepRecord"),
+        *("Cursor", "Event", "Gap", "Gate", "InterruptedRun", "Receipt", "RunRecord", "StepRecord"),
         *("Usage", "UsageRow", "UsageTotals"),
     ),
     "run": ("Run",),

@@ -121,13 +121,16 @@ class History:
         team_id: Optional[str] = None,
         team_run_id: Optional[str] = None,
         team_epoch: Optional[int] = None,
+        root: Optional[str] = None,
+        dir: Optional[str] = None,
         namespace: Optional[str] = None,
     ) -> Run:
         """Begin a run and own it. Waits for the daemon up to the deadline; if that is in vain, later calls try on.
 
         `run_id` is the engine's own id, or a UUIDv7 is made. `team_run_id` names an execution of the team `team_id` that
         several runs belong to, `team_epoch` its version: members of an older one than the newest seen are refused
-        (StaleTeamEpoch). Raises nothing, unless recording is insisted on or
+        (StaleTeamEpoch). `root`, an absolute path, and `dir`, a relative one below it, name a directory of the run's own,
+        which `runhist rm --files` removes. Raises nothing, unless recording is insisted on or
         `errors="raise"`: then Unreachable, or the refusal (RunExists, for instance).
         """
         run_id = new_run_id() if run_id is None else run_id
@@ -136,6 +139,7 @@ class History:
             return Run(self, None, faults, run_id, fresh=True)
         team = {"team_id": team_id, "team_run_id": team_run_id, "team_epoch": team_epoch}
         names = {"workflow": workflow, "agent_id": agent_id, "title": title, "parent_run_id": parent_run_id, **team}
+        names.update(root=root, dir=dir)
         objects = {"definition": definition, "metadata": metadata}
         namespace = self.namespace if namespace is None else namespace
         spec = present(

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import random
 import time
-from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Union
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Union
 
 from .connection import Connection, Unreachable
 from .encoding import present
 from .paths import SocketChoice
 from .protocol.errors import NoSuchRun, ShuttingDown
-from .records import TERMINAL_KINDS, Cursor, Event, RunRecord, StepRecord, Usage, UsageRow, UsageTotals
+from .records import TERMINAL_KINDS, Cursor, Event, Gap, RunRecord, StepRecord, Usage, UsageRow, UsageTotals
 
 READ_TIMEOUT_S = 30.0
 PAGE = 100
@@ -164,13 +164,15 @@ class Follower(Iterator[Event]):
 
     A lost connection is made again, with growing pauses, and continues behind `cursor`: the last event that was given
     out, or further where later ones did not match. Raises PositionExpired when the history is another one than before.
-    A follower is for one thread; close it, or leave its block, to end it.
+    Where events were deleted that it would have given out, `on_gap` is called with the Gap, possibly again after a lost
+    connection. A follower is for one thread; close it, or leave its block, to end it.
     """
 
     def __init__(
         self, reader: Reader, cursor: Optional[Cursor], filters: Mapping[str, Any], tail: Optional[int] = None
     ) -> None:
         self.cursor = cursor
+        self.on_gap: Callable[[Gap], object] = lambda gap: None
         self._filters = filters
         self._tail = tail
         self._reader = reader
@@ -219,6 +221,9 @@ class Follower(Iterator[Event]):
             self._failures = 0
             self._tail = None
             self._next_cursor = Cursor(reply["cursor"].get("instance_id"), reply["cursor"]["position"])
+            for item in reply["items"]:
+                if item.get("gap") is not None:
+                    self.on_gap(Gap(**item["gap"]))
             items = [item["event"] for item in reply["items"] if item.get("event") is not None]
             self._events = map(Event.from_wire, items)
             return

@@ -28,6 +28,16 @@ class Receipt(NamedTuple):
     faults: int = 0
 
 
+class Gap(NamedTuple):
+    """Events from one position to the other are gone by that rule: of the run that is named, or (`forgotten`) of any."""
+
+    namespace: Optional[str]
+    run_id: Optional[str]
+    from_position: int
+    to_position: int
+    rule: str
+
+
 class Cursor(NamedTuple):
     """Up to where a follower has looked. instance_id names the history; None is whichever one answers."""
 
@@ -109,7 +119,8 @@ class Event(NamedTuple):
 
 
 class RunRecord(NamedTuple):
-    """What a run's events amount to. definition, metadata, state, output, checkpoint_seq and evidence (why the run lost
+    """What a run's events amount to. definition, metadata, state, output, checkpoint_seq, root and dir (the
+    run's own directory), pinned, and evidence (why the run lost
     its owner) are only there when one run is read, not in lists. `lease` is owned, none or ended."""
 
     namespace: str
@@ -138,6 +149,9 @@ class RunRecord(NamedTuple):
     output: Optional[Dict[str, Any]] = None
     checkpoint_seq: Optional[int] = None
     evidence: Optional[Dict[str, Any]] = None
+    root: Optional[str] = None
+    dir: Optional[str] = None
+    pinned: Optional[bool] = None
     lease: str = "owned"
     team_id: Optional[str] = None
     team_run_id: Optional[str] = None

@@ -26,6 +26,7 @@ from runhistd.model.events import EMPTY, MAX_COUNT, STATUSES, Count, Event, Posi
 from runhistd.model.holder import Holder
 from runhistd.model.ids import check_name
 from runhistd.model.lease import Release
+from runhistd.model.removal import check_directory
 
 MAX_DEPTH = 64
 _ESCAPE = re.compile(rb"\\(?:u([0-9a-fA-F]{4})|.)", re.DOTALL)
@@ -135,6 +136,7 @@ def decode_begin(parameters: Raw) -> tuple[BeginCall, RunSpec]:
         check_name("run.namespace", spec.namespace)
     if spec.team_epoch is not None and spec.team_run_id is None:
         raise InvalidParameter("run.team_run_id")
+    check_directory(spec.root, spec.dir)
     return call, spec
 
 
@@ -262,6 +264,30 @@ class GetInterfaceDescription:
     """org.varlink.service.GetInterfaceDescription."""
 
     interface: str
+
+
+@frozen
+class DeleteRun:
+    """DeleteRun."""
+
+    run_id: str
+    namespace: str | None = None
+
+
+@frozen
+class PinRun:
+    """PinRun."""
+
+    run_id: str
+    namespace: str | None = None
+
+
+@frozen
+class UnpinRun:
+    """UnpinRun."""
+
+    run_id: str
+    namespace: str | None = None
 
 
 @frozen

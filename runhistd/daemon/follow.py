@@ -7,14 +7,14 @@ database. A commit wakes the followers of the runs that it touched and carries n
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
 import trio
 from attrs import define, frozen
 
 from runhistd.model.events import StoredEvent
-from runhistd.model.views import EventFilter
+from runhistd.model.views import EventFilter, Gap
 from runhistd.store.log import Committed
 
 PAGE_EVENTS = 100
@@ -43,12 +43,18 @@ class _Recent:
         return self.json
 
 
+def encode_gap(gap: Gap) -> bytes:
+    """A gap as it stands in a reply."""
+    return _encode(gap)
+
+
 @frozen
 class Page:
-    """Encoded events, and up to which position the log was looked at for them."""
+    """Encoded events, up to which position the log was looked at for them, and the encoded gaps up to there."""
 
     events: list[bytes]
     looked_at: int
+    gaps: Sequence[bytes] = ()
 
 
 class Tail:
@@ -74,6 +80,12 @@ class Tail:
         for name in (None, *touched):
             for event in self._waiting.get(name, ()):
                 event.set()
+
+    def forget(self) -> None:
+        """Send everybody to the database, because runs were deleted of which events are here."""
+        self._recent.clear()
+        self._bytes = 0
+        self._start = self.position
 
     def after(self, position: int, uid: int, filter: EventFilter) -> Page | None:
         """The next page behind a position, or None when that lies further back than memory reaches."""
@@ -150,7 +162,7 @@ async def follow(
             page = await read(position)
         caught_up = page.looked_at >= tail.position
         position = page.looked_at
-        if page.events or is_due:
+        if page.events or page.gaps or is_due:
             await send(page)
             is_due = False
         elif not caught_up:

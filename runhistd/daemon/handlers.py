@@ -22,11 +22,12 @@ from runhist.identity import user_of
 from runhist.protocol import INTERFACE, SERVICE, interface_text
 from runhistd.config import Config
 from runhistd.model.decide import Append
-from runhistd.model.errors import InvalidParameter, PositionExpired, ShuttingDown
+from runhistd.model.errors import InvalidParameter, NoSuchRun, PositionExpired, ShuttingDown
 from runhistd.model.events import KINDS, STATUSES
 from runhistd.model.holder import Holder
 from runhistd.model.ids import check_name
 from runhistd.model.lease import Begin, Claim, Release
+from runhistd.model.removal import Delete, Pin
 from runhistd.model.views import EventFilter, RunFilter
 from runhistd.store import reader
 from runhistd.store.database import SCHEMA_VERSION, Reader
@@ -34,11 +35,12 @@ from runhistd.store.log import Request
 
 from . import calls
 from .commit import Committer, now_us
-from .follow import PAGE_BYTES, PAGE_EVENTS, Page, Tail, encode_event, follow
+from .follow import PAGE_BYTES, PAGE_EVENTS, Page, Tail, encode_event, encode_gap, follow
 from .instance import Instance
 from .liveness import Liveness
 from .reload import Reload
 from .server import Connection, Peer, Reply
+from .sweep import Sweeper
 
 MAX_READERS = 4
 LIST_LIMIT = 50
@@ -70,6 +72,7 @@ class Service:
         self.committer = committer
         self.tail = tail
         self.liveness = liveness
+        self.sweeper = Sweeper(committer.submit)
         self.connections: set[Connection] = set()
         self.sockets: list[str] = []
         self.state = "recording"
@@ -210,6 +213,22 @@ async def describe(service: Service, peer: Peer, call: calls.Describe) -> Any:
     }
 
 
+async def delete_run(service: Service, peer: Peer, call: calls.DeleteRun) -> Any:
+    deleted = await service.sweeper.ask(Delete(peer.uid, *name_of(call)))
+    service.sweeper.wake()
+    return deleted
+
+
+async def pin_run(service: Service, peer: Peer, call: calls.PinRun) -> Any:
+    await service.sweeper.ask(Pin(peer.uid, *name_of(call), pinned=True))
+    return {}
+
+
+async def unpin_run(service: Service, peer: Peer, call: calls.UnpinRun) -> Any:
+    await service.sweeper.ask(Pin(peer.uid, *name_of(call), pinned=False))
+    return {}
+
+
 async def get_run(service: Service, peer: Peer, call: calls.GetRun) -> Any:
     run, detail = await service.read(reader.get_run, peer.uid, *name_of(call))
     return _views.unstructure({"run": run, "detail": detail})
@@ -305,7 +324,12 @@ async def stream_events(service: Service, connection: Connection, call: calls.Ge
         while next_seq is not None:
             parameters = {"events": events, "next_after_seq": next_seq}
             await connection.send_now(connection.machine.send_reply(parameters, continues=True))
-            events, next_seq = await read_events(service, connection.peer, call, next_seq)
+            try:
+                events, next_seq = await read_events(service, connection.peer, call, next_seq)
+            except NoSuchRun as refusal:  # it was deleted meanwhile
+                connection.add_reply().refuse(refusal)
+                await connection.sent(0)
+                return
         await connection.send_now(connection.machine.send_reply({"events": events, "next_after_seq": None}))
 
     await connection.stream_until_closed(pages)
@@ -325,8 +349,8 @@ async def stream_follow(service: Service, connection: Connection, call: calls.Fo
 
     async def read(behind: int) -> Page:
         options = {"limit": PAGE_EVENTS, "limit_bytes": PAGE_BYTES}
-        events, looked_at = await service.read(reader.events_after, peer.uid, wanted, behind, **options)
-        return Page([encode_event(event) for event in events], looked_at)
+        found = await service.read(reader.events_after, peer.uid, wanted, behind, **options)
+        return Page(list(map(encode_event, found.events)), found.looked_at, list(map(encode_gap, found.gaps)))
 
     async def send(page: Page) -> None:
         await connection.send_now(follow_frame(page, service.instance_id))
@@ -346,7 +370,8 @@ async def stream_follow(service: Service, connection: Connection, call: calls.Fo
 
 def follow_frame(page: Page, instance_id: str) -> bytes:
     """A reply of Follow, put together from events that are encoded already."""
-    items = b",".join(b'{"event":%b}' % event for event in page.events)
+    gaps = (b'{"gap":%b}' % gap for gap in page.gaps)  # before the events: whoever reads them in order knows what to expect
+    items = b",".join((*gaps, *(b'{"event":%b}' % event for event in page.events)))
     cursor = b'{"instance_id":%b,"position":%d}' % (_encode(instance_id), page.looked_at)
     return b'{"parameters":{"items":[%b],"cursor":%b},"continues":true}\0' % (items, cursor)
 
@@ -421,6 +446,9 @@ METHODS: dict[str, tuple[type[Any], Handler | None]] = {
     f"{SERVICE}.GetInfo": (calls.GetInfo, get_info),
     f"{SERVICE}.GetInterfaceDescription": (calls.GetInterfaceDescription, get_interface_description),
     f"{INTERFACE}.Describe": (calls.Describe, describe),
+    f"{INTERFACE}.DeleteRun": (calls.DeleteRun, delete_run),
+    f"{INTERFACE}.PinRun": (calls.PinRun, pin_run),
+    f"{INTERFACE}.UnpinRun": (calls.UnpinRun, unpin_run),
     f"{INTERFACE}.GetRun": (calls.GetRun, get_run),
     f"{INTERFACE}.ListRuns": (calls.ListRuns, list_runs),
     f"{INTERFACE}.ListInterrupted": (calls.ListInterrupted, list_interrupted),

@@ -53,6 +53,8 @@ async def serve(
 
     def on_commit(batch: Batch) -> None:
         tail.extend(batch.events)
+        if batch.deleted:
+            tail.forget()
         liveness.leases_changed(batch.held)
 
     committer = Committer(log, instance, config.queue_bytes, on_commit)
@@ -123,6 +125,7 @@ async def serve_endpoints(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(watch_processes, service, endpoints)
             nursery.start_soon(service.reload.watch)
+            nursery.start_soon(service.sweeper.run)
             accepting = trio.CancelScope()
             for endpoint in endpoints:
                 nursery.start_soon(accept, service, endpoint, nursery, accepting)

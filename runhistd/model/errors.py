@@ -124,6 +124,20 @@ class ShuttingDown(Refusal):
     """The daemon is stopping; the request was not carried out."""
 
 
+class RunLive(Refusal):
+    """The run is at work, or waits for somebody; it must end before it can be deleted."""
+
+    def __init__(self, status: str) -> None:
+        super().__init__(status=status)
+
+
+class RunDeleted(Refusal):
+    """The run was deleted at `deleted_us`, by that rule; nothing is recorded into it any more."""
+
+    def __init__(self, namespace: str, run_id: str, rule: str, deleted_us: int) -> None:
+        super().__init__(namespace=namespace, run_id=run_id, rule=rule, deleted_us=deleted_us)
+
+
 class InternalError(Refusal):
     """A fault of ours, isolated to this request; the log has its traceback under `request_id`."""
 

@@ -111,6 +111,8 @@ class RunSpec(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tru
     title: str | None = None
     metadata: dict[str, Any] | None = None
     time_us: Count | None = None
+    root: str | None = None
+    dir: str | None = None
 
 
 class Updated(Struct, frozen=True):

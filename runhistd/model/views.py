@@ -75,6 +75,9 @@ class RunDetail:
     output: Raw | None
     checkpoint_seq: int | None
     evidence: Raw | None
+    root: str | None
+    dir: str | None
+    pinned: bool
 
 
 @frozen
@@ -110,6 +113,17 @@ class UsageRow:
     provider: str | None
     model: str | None
     usage: UsageTotals
+
+
+@frozen
+class Gap:
+    """Events between these positions, both included, are gone by that rule: of one run, or where none is named of any."""
+
+    namespace: str | None
+    run_id: str | None
+    from_position: int
+    to_position: int
+    rule: str
 
 
 @frozen

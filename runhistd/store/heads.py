@@ -113,6 +113,10 @@ class Heads:
         self._runs[run.name] = run
         self.touch(run)
 
+    def drop(self, run: CachedRun) -> None:
+        """Forget a run that is deleted in a transaction of its own."""
+        self._runs.pop(run.name, None)
+
     def touch(self, run: CachedRun) -> None:
         """Note that the run changes in this batch."""
         self._touched[run.number] = run

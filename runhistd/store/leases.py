@@ -59,6 +59,7 @@ def begin(log: EventLog, request: Begin, now_us: int) -> Begun:
         if run.lease.key != request.lease_key.bytes:
             raise RunExists(request.namespace, request.run_id)
         return Begun(request.namespace, request.run_id, run.head.epoch, log.pending_position)
+    log.check_not_deleted(name, request.lease_key.bytes)
     start = Event(type="run.started", time_us=request.time_us, data=Raw(request.spec))
     spec = payload_of(start.type, request.spec, "run")
     assert isinstance(spec, RunSpec)

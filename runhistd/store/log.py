@@ -9,6 +9,7 @@ whole batch. When the storage itself fails the commit is indeterminate: StorageF
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from uuid import UUID
@@ -22,8 +23,9 @@ from ..model.errors import NoSuchRun, Refusal, StorageFull
 from ..model.events import TERMINAL, Event, StoredEvent, Usage, payload_of
 from ..model.holder import Holder
 from ..model.lease import Begin, Claim, Death, Lease, Release, check_team, resumed_event
+from ..model.removal import Clear, Delete, Pin
 from ..model.run import Head, applied, fold
-from . import leases, sql
+from . import leases, prune, sql
 from .database import PAGE_BYTES, SCHEMA_VERSION, Counters, StorageFault, open_writer, read_history
 from .heads import CachedRun, Heads, Name, encode
 
@@ -67,8 +69,9 @@ class Held(Struct, frozen=True):
     holders: frozenset[Holder]
 
 
-Request = Append | Begin | Claim | Release | Death
-Outcome = Appended | leases.Begun | leases.Claimed | leases.Released | leases.Buried | Refusal | Failed
+Request = Append | Begin | Claim | Release | Death | Delete | Clear | Pin
+Removed = prune.Deleted | prune.Cleared | prune.Pinned
+Outcome = Appended | leases.Begun | leases.Claimed | leases.Released | leases.Buried | Removed | Refusal | Failed
 
 
 class Batch(Struct):
@@ -78,6 +81,15 @@ class Batch(Struct):
     outcomes: list[Outcome]
     events: list[Committed] = []
     held: list[Held] = []
+    deleted: bool = False
+    """Whether runs are gone of which events were committed before."""
+
+    def add(self, later: Batch) -> None:
+        """Take in what became of the requests behind these."""
+        self.outcomes += later.outcomes
+        self.events += later.events
+        self.held += later.held
+        self.deleted |= later.deleted
 
 
 class EventLog:
@@ -109,8 +121,20 @@ class EventLog:
         return SCHEMA_VERSION
 
     def apply(self, batch: Sequence[Request], now_us: int) -> Batch:
-        """Store a batch in one transaction and return after COMMIT. StorageFault: it is unknown what is stored."""
+        """Store a batch and return after COMMIT: one transaction, and one of its own for each removal.
+
+        StorageFault: it is unknown what is stored.
+        """
+        if len(batch) > 1 and any(isinstance(request, Delete | Clear | Pin) for request in batch):
+            done = Batch([])
+            for removes, requests in itertools.groupby(batch, lambda request: isinstance(request, Delete | Clear | Pin)):
+                for part in ([request] for request in requests) if removes else [list(requests)]:
+                    done.add(self.apply(part, now_us))
+            return done
         try:
+            (only,) = batch if len(batch) == 1 else (None,)
+            if isinstance(only, Delete | Clear | Pin):
+                return self._removal(only, now_us)
             return self._transaction(batch, now_us)
         except apsw.FullError:
             self._roll_back()
@@ -123,10 +147,7 @@ class EventLog:
                 return Batch([Failed(error)])
         merged = Batch([])
         for request in batch:
-            one = self.apply([request], now_us)
-            merged.outcomes += one.outcomes
-            merged.events += one.events
-            merged.held += one.held
+            merged.add(self.apply([request], now_us))
         return merged
 
     def held(self) -> list[Held]:
@@ -180,6 +201,18 @@ class EventLog:
         self._events, self._rows = [], []
         return done
 
+    def _removal(self, request: Delete | Clear | Pin, now_us: int) -> Batch:
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            outcome = prune.carry_out(self, self._connection, request, now_us)
+        except Refusal as refusal:
+            self._connection.execute("ROLLBACK")
+            return Batch([refusal])
+        self._connection.execute("COMMIT")
+        if not (isinstance(request, Delete) and isinstance(outcome, prune.Deleted) and outcome.deleted):
+            return Batch([outcome])
+        return Batch([outcome], held=[Held(request.uid, request.namespace, request.run_id, frozenset())], deleted=True)
+
     def _carry_out(self, request: Request, now_us: int) -> Outcome:
         if isinstance(request, Append):
             return self._append(request, now_us)
@@ -189,6 +222,7 @@ class EventLog:
             return leases.claim(self, request, now_us)
         if isinstance(request, Release):
             return leases.release(self, request, now_us)
+        assert isinstance(request, Death)  # removals have transactions of their own
         return leases.bury(self, request, now_us)
 
     def _roll_back(self) -> None:
@@ -202,8 +236,13 @@ class EventLog:
         """A run by its name. Raises NoSuchRun."""
         run = self.heads.find((uid, namespace, run_id))
         if run is None:
+            self.check_not_deleted((uid, namespace, run_id))
             raise NoSuchRun(namespace, run_id)
         return run
+
+    def check_not_deleted(self, name: Name, lease_key: bytes | None = None) -> None:
+        """Refuse who means a run that was deleted; a begin means it only with that run's own lease key."""
+        prune.check_not_deleted(self._connection, name, lease_key)
 
     def add_run(self, name: Name, lease: Lease) -> CachedRun:
         """A new run under a new epoch, without an event yet."""

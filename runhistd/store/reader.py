@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import apsw
@@ -21,6 +21,7 @@ from ..model.ids import shortest_ending
 from ..model.run import Head
 from ..model.views import (
     EventFilter,
+    Gap,
     Gate,
     Interrupted,
     Run,
@@ -41,6 +42,14 @@ SCAN_POSITIONS = 50_000  # of the log in one read transaction, however few of it
 _decode_usage = msgspec.json.Decoder(Usage).decode
 _encode = msgspec.json.Encoder().encode
 
+
+class _OwnDirectory(msgspec.Struct):
+    root: str | None = None
+    dir: str | None = None
+
+
+_decode_directory = msgspec.json.Decoder(_OwnDirectory).decode
+
 __all__ = ["RunPage", "open_reader"]
 
 
@@ -51,6 +60,14 @@ class RunPage:
     runs: list[Run]
     next_page: str | None
     total: int
+
+
+class FollowPage(NamedTuple):
+    """What lies behind a position: events and gaps, each in the order of their positions, and up to where was looked."""
+
+    events: list[StoredEvent]
+    looked_at: int
+    gaps: list[Gap]
 
 
 @contextmanager
@@ -71,6 +88,9 @@ def get_run(connection: apsw.Connection, uid: int, namespace: str, run_id: str) 
             raise NoSuchRun(namespace, run_id)
         run = run_from_row(row)
         found = {name: Raw(text.encode()) for name, text in connection.execute(sql.DOCUMENTS, (run.number,))}
+        ((spec,),) = connection.execute(sql.DATA_OF_SEQ, (run.number, 1))
+        own = _decode_directory(spec)
+        ((pinned,),) = connection.execute(sql.PINNED, (run.number,))
         detail = RunDetail(
             found.get("definition"),
             found.get("metadata"),
@@ -78,6 +98,9 @@ def get_run(connection: apsw.Connection, uid: int, namespace: str, run_id: str) 
             found.get("output"),
             run.head.checkpoint_seq,
             _evidence(connection, run.number),
+            own.root,
+            own.dir,
+            bool(pinned),
         )
         return _view(connection, run), detail
 
@@ -188,21 +211,47 @@ def get_events(
 
 def events_after(
     connection: apsw.Connection, uid: int, filter: EventFilter, position: int, *, limit: int, limit_bytes: int
-) -> tuple[list[StoredEvent], int]:
-    """The next events behind `position` that match, in position order, and up to where the log was looked at."""
+) -> FollowPage:
+    """The next events behind `position` that match, and the gaps that end there, all of one commit."""
     with snapshot(connection):
         ((head,),) = connection.execute(sql.HEAD_POSITION)
+        run = None
         if filter.run_id is not None and filter.namespace is not None and filter.agent_id is None:
             run = _find_number(connection, (uid, filter.namespace, filter.run_id))
             if run is None:
-                return [], head
+                return _with_gaps(connection, uid, filter, position, [], head, limit)
             after_seq = _last_seq_before(connection, run, position)
             events, more = _events_of_run(connection, run, after_seq, filter.types, filter.kinds, limit, limit_bytes)
-            return events, events[-1].position if more else head
-        until = min(head, position + SCAN_POSITIONS)
-        wanted = {**_event_bindings(uid, filter), "position": position, "until": until, "limit": limit + 1}
-        events, more = _take(connection.execute(sql.EVENTS_AFTER, wanted), limit, limit_bytes)
-        return events, events[-1].position if more else until
+            until = head
+        else:
+            until = min(head, position + SCAN_POSITIONS)
+            wanted = {**_event_bindings(uid, filter), "position": position, "until": until, "limit": limit + 1}
+            events, more = _take(connection.execute(sql.EVENTS_AFTER, wanted), limit, limit_bytes)
+        until = events[-1].position if more else until
+        return _with_gaps(connection, uid, filter, position, events, until, limit, is_whole=run is not None)
+
+
+def _with_gaps(
+    connection: apsw.Connection,
+    uid: int,
+    filter: EventFilter,
+    position: int,
+    events: list[StoredEvent],
+    until: int,
+    limit: int,
+    *,
+    is_whole: bool = False,
+) -> FollowPage:
+    """The page with what deletions have taken from it. A run that `is_whole` lost nothing to forgotten ones."""
+    wanted = {**_event_bindings(uid, filter), "position": position, "until": until, "limit": limit}
+    gaps = [Gap(*row) for row in connection.execute(sql.GAPS, wanted)]
+    if len(gaps) == limit:  # the rest comes with the next page
+        until = gaps[-1].to_position
+        events = [event for event in events if event.position <= until]
+    ((low_water,),) = connection.execute(sql.LOW_WATER)
+    if position < low_water <= until and not is_whole:
+        gaps.insert(0, Gap(None, None, 1, low_water, "forgotten"))
+    return FollowPage(events, until, gaps)
 
 
 def tail_position(connection: apsw.Connection, uid: int, filter: EventFilter, count: int) -> int:

@@ -1,12 +1,14 @@
--- The tables of a history, version 2. Times are microseconds since 1970, UTC. JSON is text.
+-- The tables of a history, version 3. Times are microseconds since 1970, UTC. JSON is text.
 
--- One row: which database this is, and the counters that only grow, whatever is deleted.
+-- One row: which database this is, and the counters that only grow, whatever is deleted. At positions up to `low_water`
+-- events may be missing of which no tombstone tells any more.
 CREATE TABLE history (
   only INTEGER PRIMARY KEY CHECK (only = 1),
   instance_id TEXT NOT NULL,
   position INTEGER NOT NULL,
   epoch INTEGER NOT NULL,
-  run INTEGER NOT NULL
+  run INTEGER NOT NULL,
+  low_water INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 
 -- A run: its name, its lease, and what its events amount to. `run` numbers runs in the order in which they began.
@@ -163,3 +165,30 @@ CREATE TABLE keys (
   seq INTEGER NOT NULL,
   PRIMARY KEY (run, key)
 ) STRICT, WITHOUT ROWID;
+
+-- What is left of deleted runs: their names and lease keys, so that a stale writer is refused, and where their events lay,
+-- so that followers hear of the gap. `cleared` is 0 until all other rows of the run are gone.
+CREATE TABLE tombstones (
+  run INTEGER PRIMARY KEY,
+  uid INTEGER NOT NULL,
+  namespace TEXT NOT NULL,
+  run_id TEXT NOT NULL,
+  agent_id TEXT,
+  team_run_id TEXT,
+  lease_key BLOB NOT NULL,
+  epoch INTEGER NOT NULL,
+  first_position INTEGER NOT NULL,
+  last_position INTEGER NOT NULL,
+  rule TEXT NOT NULL,
+  deleted_us INTEGER NOT NULL,
+  cleared INTEGER NOT NULL
+) STRICT;
+CREATE INDEX tombstones_by_name ON tombstones (uid, namespace, run_id, run);
+CREATE INDEX tombstones_by_position ON tombstones (last_position);
+CREATE INDEX tombstones_uncleared ON tombstones (run) WHERE cleared = 0;
+
+-- The runs that retention must leave alone.
+CREATE TABLE pins (
+  run INTEGER PRIMARY KEY,
+  pinned_us INTEGER NOT NULL
+) STRICT;

@@ -90,6 +90,58 @@ SELECT events.seq, type, kind, step_id, attempt, usage, data
 FROM keys JOIN events ON events.run = keys.run AND events.seq = keys.seq WHERE keys.run = ? AND keys.key = ?
 """
 
+# --- removing ---
+
+INSERT_TOMBSTONE: Final = """
+INSERT INTO tombstones (run, uid, namespace, run_id, agent_id, team_run_id, lease_key, epoch, first_position,
+  last_position, rule, deleted_us, cleared)
+SELECT run, uid, namespace, run_id, agent_id, team_run_id, lease_key, epoch,
+  (SELECT position FROM events WHERE events.run = runs.run ORDER BY seq LIMIT 1),
+  (SELECT position FROM events WHERE events.run = runs.run ORDER BY seq DESC LIMIT 1), ?, ?, 0
+FROM runs WHERE run = ?
+"""
+DELETE_RUN: Final = "DELETE FROM runs WHERE run = ?"
+DELETE_PIN: Final = "DELETE FROM pins WHERE run = ?"
+INSERT_PIN: Final = "INSERT OR IGNORE INTO pins (run, pinned_us) VALUES (?, ?)"
+FIND_TOMBSTONE: Final = """
+SELECT lease_key, rule, deleted_us FROM tombstones WHERE uid = ? AND namespace = ? AND run_id = ? ORDER BY run DESC
+"""
+UNCLEARED: Final = "SELECT run FROM tombstones WHERE cleared = 0 ORDER BY run LIMIT 1"
+SET_CLEARED: Final = "UPDATE tombstones SET cleared = 1 WHERE run = ?"
+# The parts of a run, each with how its next rows are removed; what they return adds up to bytes.
+CLEAR_PARTS: Final = (
+    """DELETE FROM events WHERE position IN (SELECT position FROM events WHERE run = :run ORDER BY seq LIMIT :limit)
+    RETURNING length(data) + coalesce(length(usage), 0) + 100""",
+    """DELETE FROM documents WHERE run = :run AND name IN (SELECT name FROM documents WHERE run = :run LIMIT :limit)
+    RETURNING length(document)""",
+    """DELETE FROM steps WHERE run = :run AND (step_id, attempt) IN
+      (SELECT step_id, attempt FROM steps WHERE run = :run LIMIT :limit) RETURNING 100""",
+    """DELETE FROM usage WHERE run = :run AND (step_id, attempt, provider, model) IN
+      (SELECT step_id, attempt, provider, model FROM usage WHERE run = :run LIMIT :limit) RETURNING 100""",
+    """DELETE FROM usage_marks WHERE run = :run AND response_id IN
+      (SELECT response_id FROM usage_marks WHERE run = :run LIMIT :limit) RETURNING 100""",
+    """DELETE FROM writers WHERE run = :run AND writer IN
+      (SELECT writer FROM writers WHERE run = :run LIMIT :limit) RETURNING 30""",
+    """DELETE FROM keys WHERE run = :run AND key IN (SELECT key FROM keys WHERE run = :run LIMIT :limit)
+    RETURNING length(key) + 20""",
+    "DELETE FROM holders WHERE run = :run RETURNING 60",
+)
+MERGED_UP_TO: Final = """
+SELECT last_position FROM tombstones WHERE cleared = 1 ORDER BY last_position DESC LIMIT 1 OFFSET ?
+"""
+MERGE_TOMBSTONES: Final = "DELETE FROM tombstones WHERE cleared = 1 AND last_position <= ?"
+RAISE_LOW_WATER: Final = "UPDATE history SET low_water = max(low_water, ?)"
+FREE_PAGES: Final = "PRAGMA freelist_count"
+LOW_WATER: Final = "SELECT low_water FROM history"
+GAPS: Final = """
+SELECT namespace, run_id, first_position, last_position, rule FROM tombstones
+WHERE uid = :uid AND last_position > :position AND last_position <= :until
+  AND (:namespace IS NULL OR namespace = :namespace) AND (:run_id IS NULL OR run_id = :run_id)
+  AND (:agent_id IS NULL OR agent_id = :agent_id) AND (:team_run_id IS NULL OR team_run_id = :team_run_id)
+ORDER BY last_position LIMIT :limit
+"""
+PINNED: Final = "SELECT count(*) FROM pins WHERE run = ?"
+
 # --- reading ---
 
 RUN_NUMBER: Final = "SELECT run FROM runs WHERE uid = ? AND namespace = ? AND run_id = ?"
@@ -189,11 +241,14 @@ VERIFY_MARKS: Final = f"SELECT response_id, {_AMOUNTS} FROM usage_marks WHERE ru
 VERIFY_WRITERS: Final = "SELECT writer, last_n FROM writers WHERE run = ?"
 VERIFY_KEYS: Final = "SELECT key, seq FROM keys WHERE run = ?"
 VERIFY_POSITION: Final = "SELECT (SELECT position FROM history), (SELECT max(position) FROM events)"
-ORPHANED_ROWS: Final = """
-SELECT 'events', count(*) FROM events WHERE run NOT IN (SELECT run FROM runs)
-UNION ALL SELECT 'steps', count(*) FROM steps WHERE run NOT IN (SELECT run FROM runs)
-UNION ALL SELECT 'usage', count(*) FROM usage WHERE run NOT IN (SELECT run FROM runs)
-UNION ALL SELECT 'writers', count(*) FROM writers WHERE run NOT IN (SELECT run FROM runs)
-UNION ALL SELECT 'holders', count(*) FROM holders WHERE run NOT IN (SELECT run FROM runs)
-UNION ALL SELECT 'keys', count(*) FROM keys WHERE run NOT IN (SELECT run FROM runs)
-"""
+_LOST: Final = "run NOT IN (SELECT run FROM runs) AND run NOT IN (SELECT run FROM tombstones WHERE cleared = 0)"
+ORPHANED_ROWS: Final = f"""
+SELECT 'events', count(*) FROM events WHERE {_LOST}
+UNION ALL SELECT 'steps', count(*) FROM steps WHERE {_LOST}
+UNION ALL SELECT 'usage', count(*) FROM usage WHERE {_LOST}
+UNION ALL SELECT 'writers', count(*) FROM writers WHERE {_LOST}
+UNION ALL SELECT 'holders', count(*) FROM holders WHERE {_LOST}
+UNION ALL SELECT 'keys', count(*) FROM keys WHERE {_LOST}
+UNION ALL SELECT 'documents', count(*) FROM documents WHERE {_LOST}
+UNION ALL SELECT 'pins', count(*) FROM pins WHERE {_LOST}
+"""  # noqa: S608

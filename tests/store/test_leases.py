@@ -347,6 +347,6 @@ def test_the_runs_of_a_team_are_listed_and_followed_in_one_order(history: Histor
     page = reader.list_runs(connection, UID, RunFilter(team_id="t", status=("failed",)), None, 10)
     assert page.runs == []
     wanted = EventFilter(team_run_id="T")
-    found, _ = reader.events_after(connection, UID, wanted, 0, limit=10, limit_bytes=10**6)
+    found, _, _ = reader.events_after(connection, UID, wanted, 0, limit=10, limit_bytes=10**6)
     assert [(one.run_id, one.seq) for one in found] == [("a", 1), ("b", 1), ("b", 2), ("a", 2)]
     connection.close()

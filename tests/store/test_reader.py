@@ -72,7 +72,7 @@ def test_nobody_sees_the_runs_of_another_user(history: History, connection: apsw
     assert listed(connection, name="other") == []
     with pytest.raises(NoSuchRun):
         reader.get_run(connection, UID, "default", "other")
-    found, _ = reader.events_after(connection, UID, EventFilter(), 0, limit=10, limit_bytes=10**6)
+    found, _, _ = reader.events_after(connection, UID, EventFilter(), 0, limit=10, limit_bytes=10**6)
     assert [e.run_id for e in found] == ["mine"]
     assert reader.count_statuses(connection, UID) == [StatusCount("running", 1)]
 
@@ -155,7 +155,7 @@ def test_reading_can_begin_at_the_last_checkpoint(history: History, connection: 
 def test_a_page_holds_at_least_one_event_however_large(history: History, connection: apsw.Connection) -> None:
     epoch = history.begin("r")
     history.append("r", epoch, 1, event("output", {"text": "x" * 5000}), event("output", {"text": "y" * 5000}))
-    events, looked_at = reader.events_after(connection, UID, EventFilter(), 1, limit=100, limit_bytes=100)
+    events, looked_at, _ = reader.events_after(connection, UID, EventFilter(), 1, limit=100, limit_bytes=100)
     assert ([e.position for e in events], looked_at) == ([2], 2)
 
 
@@ -175,7 +175,7 @@ def test_following_looks_at_everything_once_in_position_order(history: History, 
     ):
         positions, cursor = [], 0
         while cursor < history.log.position:
-            found, cursor = reader.events_after(connection, UID, wanted, cursor, limit=4, limit_bytes=10**6)
+            found, cursor, _ = reader.events_after(connection, UID, wanted, cursor, limit=4, limit_bytes=10**6)
             positions += [e.position for e in found]
         assert len(positions) == expected == len(set(positions)), wanted
         assert positions == sorted(positions)
@@ -186,8 +186,9 @@ def test_a_cursor_moves_over_what_does_not_match(history: History, connection: a
     assert reader.events_after(connection, UID, EventFilter(run_id="x", namespace="default"), 0, limit=9, limit_bytes=9) == (
         [],
         1,
+        [],
     )
-    assert reader.events_after(connection, UID, EventFilter(agent_id="x"), 0, limit=9, limit_bytes=9) == ([], 1)
+    assert reader.events_after(connection, UID, EventFilter(agent_id="x"), 0, limit=9, limit_bytes=9) == ([], 1, [])
 
 
 @pytest.mark.parametrize("position", range(0, 13))
@@ -200,7 +201,7 @@ def test_following_one_run_starts_right_behind_any_position(
         history.append("r", 1, n, event())
         history.append("s", 2, n, event())
     wanted = EventFilter(namespace="default", run_id="r")
-    found, _ = reader.events_after(connection, UID, wanted, position, limit=100, limit_bytes=10**6)
+    found, _, _ = reader.events_after(connection, UID, wanted, position, limit=100, limit_bytes=10**6)
     assert [e.position for e in found] == [p for p in (1, 3, 5, 7, 9, 11) if p > position]
 
 
@@ -213,7 +214,7 @@ def test_the_tail_is_counted_in_matching_events(history: History, connection: ap
 
     def tail(wanted: EventFilter, count: int) -> list[int]:
         position = reader.tail_position(connection, UID, wanted, count)
-        found, _ = reader.events_after(connection, UID, wanted, position, limit=100, limit_bytes=10**6)
+        found, _, _ = reader.events_after(connection, UID, wanted, position, limit=100, limit_bytes=10**6)
         return [e.position for e in found]
 
     assert tail(EventFilter(), 3) == [6, 7, 8]

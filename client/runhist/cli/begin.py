@@ -31,6 +31,8 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--workflow", metavar="NAME", help="what is run")
     parser.add_argument("--title", help="a title for people")
     parser.add_argument("--run-id", metavar="ID", help="an id of your own (default: a new one)")
+    parser.add_argument("--root", metavar="DIR", help="with --dir: a directory of the run's own (see: runhist rm --files)")
+    parser.add_argument("--dir", metavar="DIR", help="where below --root it lies")
     parser.add_argument("--json", action="store_true", help="print the daemon's reply instead of assignments")
 
 
@@ -39,6 +41,7 @@ def run(args: argparse.Namespace) -> int:
     import json
     import shlex
     import time
+    from pathlib import Path
 
     from ..connection import call_again_if_lost
     from ..encoding import present
@@ -53,6 +56,8 @@ def run(args: argparse.Namespace) -> int:
         workflow=args.workflow,
         agent_id=args.agent,
         title=args.title,
+        root=None if args.root is None else str(Path(args.root).resolve()),
+        dir=args.dir,
         parent_run_id=_parent(args.owner_pid),
         time_us=time.time_ns() // 1000,
     )

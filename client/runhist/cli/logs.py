@@ -106,6 +106,9 @@ def _followed(found: Dict[str, Any], position: Optional[int]) -> Iterator[Dict[s
     with Connection.open() as connection:
         for reply in connection.stream("Follow", {**names.address(found), "cursor": {"position": position or 0}}):
             for item in reply["items"]:
+                if item.get("gap"):
+                    with Connection.open() as reading:  # it may be about an older run of that name
+                        reading.call("GetRun", names.address(found))
                 if item.get("event"):
                     yield item["event"]
 

@@ -22,6 +22,9 @@ COMMANDS = {
     "begin": "begin a run for a shell script",
     "append": "add events to a run",
     "end": "end a run that a shell script began",
+    "rm": "delete runs for good",
+    "pin": "let retention leave runs alone",
+    "unpin": "let retention take runs again",
     "resume": "answer a paused run's gate, or go on with an interrupted run",
 }
 

@@ -48,7 +48,7 @@ def _follow(open_runs: Dict[str, Any], head: int, deadline: Any, as_json: bool) 
         asked = {"cursor": {"position": head}, "kinds": ENDS, "heartbeat_us": heartbeat_us}
         for reply in connection.stream("Follow", asked):
             for item in reply["items"]:
-                event = item["event"]
+                event = item.get("event") or item["gap"]  # of a deleted run nobody knows how it ended: NoSuchRun
                 found = open_runs.get(event["run_id"])
                 if found is not None and found["namespace"] == event["namespace"]:
                     del open_runs[event["run_id"]]

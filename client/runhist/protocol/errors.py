@@ -77,6 +77,18 @@ class LeaseHeld(Refusal):
     message = "the run is going on under process {owner_pid}; only a takeover ends that"
 
 
+class RunLive(Refusal):
+    """The run is at work, or waits for somebody, and cannot be deleted."""
+
+    message = "the run is {status}; end it (runhist end) or wait for its end (runhist wait), then delete it"
+
+
+class RunDeleted(Refusal):
+    """The run was deleted; nothing is recorded into it any more."""
+
+    message = "run {run_id!r} in namespace {namespace!r} was deleted (rule: {rule}); begin a new one"
+
+
 class StatusChanged(Refusal):
     """The run is not as it was expected: it has `status` now, and `last_seq` events."""
 

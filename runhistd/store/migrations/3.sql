@@ -1,0 +1,27 @@
+-- What is left of deleted runs, and which runs retention must leave alone.
+
+ALTER TABLE history ADD COLUMN low_water INTEGER NOT NULL DEFAULT 0;
+
+CREATE TABLE tombstones (
+  run INTEGER PRIMARY KEY,
+  uid INTEGER NOT NULL,
+  namespace TEXT NOT NULL,
+  run_id TEXT NOT NULL,
+  agent_id TEXT,
+  team_run_id TEXT,
+  lease_key BLOB NOT NULL,
+  epoch INTEGER NOT NULL,
+  first_position INTEGER NOT NULL,
+  last_position INTEGER NOT NULL,
+  rule TEXT NOT NULL,
+  deleted_us INTEGER NOT NULL,
+  cleared INTEGER NOT NULL
+) STRICT;
+CREATE INDEX tombstones_by_name ON tombstones (uid, namespace, run_id, run);
+CREATE INDEX tombstones_by_position ON tombstones (last_position);
+CREATE INDEX tombstones_uncleared ON tombstones (run) WHERE cleared = 0;
+
+CREATE TABLE pins (
+  run INTEGER PRIMARY KEY,
+  pinned_us INTEGER NOT NULL
+) STRICT;
