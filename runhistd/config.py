@@ -67,6 +67,80 @@ class Word:
         return value
 
 
+class InnerFaults(ValueError):
+    """What is wrong inside one value: pairs of the way to it, behind the value's own key, and a sentence."""
+
+    def __init__(self, faults: list[tuple[str, str]]) -> None:
+        super().__init__(faults)
+        self.faults = faults
+
+
+@attrs.frozen
+class Cap:
+    """A whole number from 1, or the word off, which is None. Nothing may ask for "keep none" by a slip."""
+
+    def read(self, value: object) -> int | None:
+        """The value, or ValueError with what it must be."""
+        if value == "off":
+            return None
+        if type(value) is not int or value < 1:
+            raise ValueError(f'must be a whole number from 1, or "off", not {show(value)}')
+        return value
+
+
+@attrs.frozen
+class Override:
+    """Other caps for the runs that match; an absent member matches all, an absent cap stays as it is."""
+
+    namespace: str | None
+    agent: str | None
+    workflow: str | None
+    caps: Mapping[str, int | None]
+
+
+@attrs.frozen
+class Overrides:
+    """An array of tables, each with what it is about and at least one cap."""
+
+    about: tuple[str, ...] = ("namespace", "agent", "workflow")
+    caps: tuple[str, ...] = ("max_runs_per_agent", "max_age_days")
+
+    def read(self, value: object) -> tuple[Override, ...]:
+        """The value, or InnerFaults."""
+        if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
+            raise ValueError(f"must be an array of tables, [[retention.override]], not {show(value)}")
+        faults = [fault for i, entry in enumerate(value) for fault in self._faults(f"[{i}]", entry)]
+        if faults:
+            raise InnerFaults(faults)
+        return tuple(
+            Override(
+                entry.get("namespace"),
+                entry.get("agent"),
+                entry.get("workflow"),
+                {cap: Cap().read(entry[cap]) for cap in self.caps if cap in entry},
+            )
+            for entry in value
+        )
+
+    def _faults(self, at: str, entry: Mapping[str, Any]) -> list[tuple[str, str]]:
+        faults = []
+        for name, value in entry.items():
+            if name in self.caps:
+                try:
+                    Cap().read(value)
+                except ValueError as fault:
+                    faults.append((f"{at}.{name}", str(fault)))
+            elif name not in self.about:
+                faults.append((f"{at}.{name}", f"is not known here; there is {', '.join((*self.about, *self.caps))}"))
+            elif not isinstance(value, str) or not value:
+                faults.append((f"{at}.{name}", f"must be a name, not {show(value)}"))
+        if not set(entry) & set(self.about):
+            faults.append((at, f"must say what it is about: {', '.join(self.about)}"))
+        if not set(entry) & set(self.caps):
+            faults.append((at, f"must set a cap: {', '.join(self.caps)}"))
+        return faults
+
+
 @attrs.frozen
 class Config:
     """What an operator can set. The defaults are what a user's own daemon runs with."""
@@ -85,10 +159,23 @@ class Config:
     stop_s: Annotated[float, Number(0, 3600)] = 10.0
     # Log lines below this level are not written.
     log_level: Annotated[str, Word(("debug", "info", "warning", "error"))] = "info"
+    # How many closed runs of an agent in a namespace are kept; runs without an agent count by their workflow.
+    max_runs_per_agent: Annotated[int | None, Cap()] = 50
+    # How many days after its end a run is kept.
+    max_age_days: Annotated[int | None, Cap()] = 30
+    # What the history may take on the disk; then the oldest closed runs go.
+    max_bytes: Annotated[int | None, Cap()] = 2048 * MIB
+    # How many days a run may be incomplete before it counts as closed.
+    incomplete_grace_days: Annotated[int, Whole(0, 10_000)] = 7
+    # Between two passes, in seconds; a tenth more or less at random.
+    interval_s: Annotated[float, Number(1, 30 * 86400)] = 3600.0
+    # Other caps for some runs.
+    override: Annotated[tuple[Override, ...], Overrides()] = ()
 
 
 TABLES: Mapping[str, tuple[str, ...]] = {
     "limits": ("frame_bytes", "event_bytes", "queue_bytes", "connections"),
+    "retention": ("max_runs_per_agent", "max_age_days", "max_bytes", "incomplete_grace_days", "interval_s", "override"),
     "daemon": ("disconnect_grace_s", "stop_s", "log_level"),
 }
 _TABLE_OF = {key: table for table, keys in TABLES.items() for key in keys}
@@ -131,7 +218,9 @@ def parse(document: Mapping[str, Any], path: Path) -> Config:
         config = _converter.structure(values, Config)
     except cattrs.ClassValidationError as error:
         members, _ = error.group_exceptions()
-        faults += [(f"{_TABLE_OF[note.name]}.{note.name}", str(fault)) for fault, note in members]
+        for fault, note in members:
+            inner = fault.faults if isinstance(fault, InnerFaults) else [("", str(fault))]
+            faults += [(f"{dotted(note.name)}{at}", text) for at, text in inner]
         raise ConfigFaults(path, faults) from None
     faults += contradictions(config)
     if faults:
@@ -182,8 +271,20 @@ def dotted(name: str) -> str:
 
 
 def value_of(config: Config, key: str) -> Any:
-    """The value of a dotted key."""
-    return getattr(config, key.partition(".")[2])
+    """The value of a dotted key, as the file would have it."""
+    value = getattr(config, key.partition(".")[2])
+    return _in_file(value)
+
+
+def _in_file(value: Any) -> Any:
+    if value is None:
+        return "off"
+    if isinstance(value, tuple):
+        return [_in_file(entry) for entry in value]
+    if isinstance(value, Override):
+        about = {name: getattr(value, name) for name in Overrides().about if getattr(value, name) is not None}
+        return {**about, **{cap: _in_file(limit) for cap, limit in value.caps.items()}}
+    return value
 
 
 def origins(path: Path) -> dict[str, str]:
@@ -212,8 +313,7 @@ def describe() -> str:
     for table, keys in TABLES.items():
         lines.append(f"  [{table}]")
         for key in keys:
-            value = getattr(default, key)
-            lines.append(f"  {key} = {json.dumps(value)}")
+            lines.append(f"  {key} = {json.dumps(value_of(default, dotted(key)))}")
     return "\n".join(lines)
 
 
@@ -224,7 +324,7 @@ def make_converter() -> cattrs.Converter:
         return get_origin(cls) is Annotated
 
     def hook_for(cls: Any) -> Any:
-        rule: Whole | Number | Word = get_args(cls)[1]
+        rule: Whole | Number | Word | Cap | Overrides = get_args(cls)[1]
         return lambda value, _: rule.read(value)
 
     converter = cattrs.Converter(detailed_validation=True, forbid_extra_keys=True)

@@ -291,6 +291,13 @@ class UnpinRun:
 
 
 @frozen
+class CollectGarbage:
+    """CollectGarbage."""
+
+    dry_run: bool | None = None
+
+
+@frozen
 class GetRun:
     """GetRun."""
 

@@ -28,12 +28,14 @@ from runhistd.model.holder import Holder
 from runhistd.model.ids import check_name
 from runhistd.model.lease import Begin, Claim, Release
 from runhistd.model.removal import Delete, Pin
-from runhistd.model.views import EventFilter, RunFilter
+from runhistd.model.retention import Decision, Policy
+from runhistd.model.views import EventFilter, Retained, RunFilter
 from runhistd.store import reader
 from runhistd.store.database import SCHEMA_VERSION, Reader
 from runhistd.store.log import Request
 
 from . import calls
+from .collect import Collector
 from .commit import Committer, now_us
 from .follow import PAGE_BYTES, PAGE_EVENTS, Page, Tail, encode_event, encode_gap, follow
 from .instance import Instance
@@ -73,6 +75,7 @@ class Service:
         self.tail = tail
         self.liveness = liveness
         self.sweeper = Sweeper(committer.submit)
+        self.collector = Collector(lambda: self.config, self._garbage, self.sweeper)
         self.connections: set[Connection] = set()
         self.sockets: list[str] = []
         self.state = "recording"
@@ -127,6 +130,9 @@ class Service:
                 self._readers.append(connection)
 
         return await trio.to_thread.run_sync(call, limiter=self._reading)
+
+    async def _garbage(self, policy: Policy, at_us: int, trust_clock: bool) -> list[Decision]:
+        return await self.read(reader.garbage, policy, at_us, trust_clock=trust_clock)
 
     def close(self) -> None:
         """Close the read-only connections."""
@@ -229,6 +235,16 @@ async def unpin_run(service: Service, peer: Peer, call: calls.UnpinRun) -> Any:
     return {}
 
 
+async def collect_garbage(service: Service, peer: Peer, call: calls.CollectGarbage) -> Any:
+    decisions, skipped = await service.collector.collect(dry_run=bool(call.dry_run))
+    runs = [
+        Retained(one.run.namespace, one.run.run_id, one.run.status, one.run.ended_us, one.bytes, one.rule)
+        for one in decisions
+        if one.run.uid == peer.uid
+    ]
+    return _views.unstructure({"decisions": runs, "skipped": skipped})
+
+
 async def get_run(service: Service, peer: Peer, call: calls.GetRun) -> Any:
     run, detail = await service.read(reader.get_run, peer.uid, *name_of(call))
     return _views.unstructure({"run": run, "detail": detail})
@@ -303,6 +319,7 @@ async def get_status(service: Service, peer: Peer, call: calls.GetStatus) -> Any
             "connections": len(service.connections),
             "followers": sum(connection.stream_ended is not None for connection in service.connections),
             "config": service.reload.status(),
+            "retention": service.collector.status(),
             "runs": counts,
             "delayed": service.liveness.delayed(),
             "commit": {
@@ -449,6 +466,7 @@ METHODS: dict[str, tuple[type[Any], Handler | None]] = {
     f"{INTERFACE}.DeleteRun": (calls.DeleteRun, delete_run),
     f"{INTERFACE}.PinRun": (calls.PinRun, pin_run),
     f"{INTERFACE}.UnpinRun": (calls.UnpinRun, unpin_run),
+    f"{INTERFACE}.CollectGarbage": (calls.CollectGarbage, collect_garbage),
     f"{INTERFACE}.GetRun": (calls.GetRun, get_run),
     f"{INTERFACE}.ListRuns": (calls.ListRuns, list_runs),
     f"{INTERFACE}.ListInterrupted": (calls.ListInterrupted, list_interrupted),

@@ -58,12 +58,14 @@ async def serve(
         liveness.leases_changed(batch.held)
 
     committer = Committer(log, instance, config.queue_bytes, on_commit)
+
     def on_reload(config: Config) -> None:
         committer.configure(config.queue_bytes)
         liveness.configure(grace_s=config.disconnect_grace_s, max_pidfds=descriptors_to_spare(config.connections))
+        service.collector.reschedule()
 
-    reload.applied = on_reload
     service = Service(instance, reload, instance_id, committer, tail, liveness)
+    reload.applied = on_reload
     service.state = "recording" if log is not None else "damaged"
     try:
         if log is not None:
@@ -126,6 +128,7 @@ async def serve_endpoints(
             nursery.start_soon(watch_processes, service, endpoints)
             nursery.start_soon(service.reload.watch)
             nursery.start_soon(service.sweeper.run)
+            nursery.start_soon(service.collector.run)
             accepting = trio.CancelScope()
             for endpoint in endpoints:
                 nursery.start_soon(accept, service, endpoint, nursery, accepting)

@@ -46,6 +46,7 @@ class Sweeper:
         self._submit = submit
         self._woken = trio.Event()
         self._woken.set()
+        self.freed_bytes = 0  # since the daemon's start
 
     def wake(self) -> None:
         """There may be something to clear away."""
@@ -68,7 +69,7 @@ class Sweeper:
             self._woken = trio.Event()
             try:
                 while isinstance(cleared := await self.ask(Clear()), Cleared) and cleared.more:
-                    pass
+                    self.freed_bytes += cleared.bytes
             except Damaged:
                 return
             except Refusal as refusal:

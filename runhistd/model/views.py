@@ -127,6 +127,30 @@ class Gap:
 
 
 @frozen
+class Retained:
+    """A run that retention takes, about how many bytes it has, and the rule."""
+
+    namespace: str
+    run_id: str
+    status: str
+    ended_us: int
+    bytes: int
+    rule: str
+
+
+@frozen
+class RetentionStatus:
+    """The last pass and the next one; what was removed and given back since the daemon's start. `skipped` tells which rule
+    was left out of the last pass, and why."""
+
+    last_us: int | None
+    next_us: int | None
+    removed: int
+    freed_bytes: int
+    skipped: str | None
+
+
+@frozen
 class ConfigFault:
     """Something in the settings file that cannot be used. `key` is dotted, and empty for the file as a whole."""
 

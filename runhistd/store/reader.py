@@ -18,6 +18,7 @@ from msgspec import Raw
 from ..model.errors import NoSuchRun
 from ..model.events import StoredEvent, Usage
 from ..model.ids import shortest_ending
+from ..model.retention import CLOSED, Candidate, Decision, Policy, decide
 from ..model.run import Head
 from ..model.views import (
     EventFilter,
@@ -427,3 +428,16 @@ def _last_seq_before(connection: apsw.Connection, run: int, position: int) -> in
         else:
             high = middle - 1
     return int(low)
+
+
+def garbage(connection: apsw.Connection, policy: Policy, now_us: int, *, trust_clock: bool) -> list[Decision]:
+    """What retention would take now, of one commit."""
+
+    def size_of(run: Candidate) -> int:
+        ((size,),) = connection.execute(sql.SIZE_OF_RUN, (run.run,))
+        return int(size or 0)
+
+    with snapshot(connection):
+        ((used_bytes,),) = connection.execute(sql.USED_BYTES)
+        candidates = [Candidate(*row) for row in _fetch(connection, sql.CANDIDATES, (_encode(CLOSED).decode(),))]
+        return decide(candidates, policy, now_us, used_bytes=int(used_bytes), size_of=size_of, trust_clock=trust_clock)

@@ -142,6 +142,17 @@ ORDER BY last_position LIMIT :limit
 """
 PINNED: Final = "SELECT count(*) FROM pins WHERE run = ?"
 
+CANDIDATES: Final = """
+SELECT run, uid, namespace, run_id, agent_id, workflow, status, coalesce(closed_us, updated_us),
+  run IN (SELECT run FROM pins)
+FROM runs WHERE status IN (SELECT value FROM json_each(?))
+"""
+# About what a run takes on the disk: its events, with what their indexes and other rows add.
+SIZE_OF_RUN: Final = "SELECT sum(length(data) + coalesce(length(usage), 0) + 100) FROM events WHERE run = ?"
+USED_BYTES: Final = """
+SELECT (page_count - freelist_count) * page_size FROM pragma_page_count, pragma_freelist_count, pragma_page_size
+"""
+
 # --- reading ---
 
 RUN_NUMBER: Final = "SELECT run FROM runs WHERE uid = ? AND namespace = ? AND run_id = ?"

@@ -103,3 +103,41 @@ def test_every_setting_stands_in_one_table_and_in_the_help() -> None:
     named = [key for keys in config.TABLES.values() for key in keys]
     assert sorted(named) == sorted(field.name for field in attrs.fields(config.Config))
     assert config.parse(tomllib.loads(config.describe()), Path("help")) == config.Config()
+
+
+def test_a_cap_is_a_number_from_1_or_off(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text('[retention]\nmax_runs_per_agent = "off"\nmax_age_days = 1\nmax_bytes = "off"\n')
+    loaded = config.load(path)
+    assert (loaded.max_runs_per_agent, loaded.max_age_days, loaded.max_bytes) == (None, 1, None)
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "true", "1.5", '"none"', '"50"'])
+@pytest.mark.parametrize("cap", ["max_runs_per_agent", "max_age_days", "max_bytes"])
+def test_a_cap_of_0_or_below_is_a_fault_and_never_means_keep_none(cap: str, value: str, tmp_path: Path) -> None:
+    assert list(faults_of(f"[retention]\n{cap} = {value}\n", tmp_path)) == [f"retention.{cap}"]
+
+
+def test_overrides_name_what_they_are_about_and_a_cap(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text(
+        '[[retention.override]]\nagent = "me"\nmax_runs_per_agent = 500\n'
+        '[[retention.override]]\nnamespace = "keep"\nworkflow = "w"\nmax_age_days = "off"\n'
+    )
+    assert config.load(path).override == (
+        config.Override(None, "me", None, {"max_runs_per_agent": 500}),
+        config.Override("keep", None, "w", {"max_age_days": None}),
+    )
+
+
+def test_every_fault_in_an_override_is_told_with_its_place(tmp_path: Path) -> None:
+    faults = faults_of(
+        '[[retention.override]]\nagent = 3\nmax_age_days = 0\nmax_bytes = 5\n[[retention.override]]\nmax_age_days = 5\n'
+        '[[retention.override]]\nagent = "me"\n',
+        tmp_path,
+    )
+    assert set(faults) == {
+        *("retention.override[0].agent", "retention.override[0].max_age_days", "retention.override[0].max_bytes"),
+        *("retention.override[1]", "retention.override[2]"),
+    }
+    assert "array of tables" in faults_of("[retention]\noverride = 3\n", tmp_path)["retention.override"]

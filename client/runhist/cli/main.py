@@ -23,6 +23,7 @@ COMMANDS = {
     "append": "add events to a run",
     "end": "end a run that a shell script began",
     "rm": "delete runs for good",
+    "gc": "forget what retention no longer keeps",
     "pin": "let retention leave runs alone",
     "unpin": "let retention take runs again",
     "resume": "answer a paused run's gate, or go on with an interrupted run",

@@ -70,4 +70,18 @@ def text(found: Dict[str, Any], socket: str, why: str) -> str:
         f"runs    {live:,} live of {total:,}; position {found['position']:,}\n"
         f"keeps   {render.size(found['database_bytes'])} + {render.size(found['wal_bytes'])} write-ahead log in "
         f"{render.escaped(found['database'])}, {render.size(found['free_bytes'])} free\n"
+        f"        {retention(found['retention'])}\n"
     )
+
+
+def retention(found: Dict[str, Any]) -> str:
+    """What was forgotten, and when it goes on."""
+    forgotten = f"{found['removed']:,} runs removed, {render.size(found['freed_bytes'])} freed since the start"
+    if found["last_us"] is None or found["next_us"] is None:
+        return forgotten
+    skipped = f", skipped {render.escaped(found['skipped'])}" if found.get("skipped") else ""
+    return f"{forgotten}; last pass {_hour(found['last_us'])}{skipped}, next {_hour(found['next_us'])}"
+
+
+def _hour(at_us: int) -> str:
+    return time.strftime("%H:%M", time.localtime(at_us / 1_000_000))
