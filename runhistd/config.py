@@ -142,6 +142,29 @@ class Overrides:
 
 
 @attrs.frozen
+class EventDays:
+    """A table of kinds of events, each with after how many days it may be dropped."""
+
+    kinds: tuple[str, ...]
+
+    def read(self, value: object) -> Mapping[str, int | None]:
+        """The value, or InnerFaults."""
+        if not isinstance(value, dict):
+            raise ValueError(f"must be a table, [retention.events], not {show(value)}")
+        days, faults = {}, []
+        for kind, after in value.items():
+            try:
+                if kind not in self.kinds:
+                    raise ValueError(f"cannot be dropped; runs are what their events say. Only: {', '.join(self.kinds)}")
+                days[kind] = Cap().read(after)
+            except ValueError as fault:
+                faults.append((f".{kind}", str(fault)))
+        if faults:
+            raise InnerFaults(faults)
+        return days
+
+
+@attrs.frozen
 class Config:
     """What an operator can set. The defaults are what a user's own daemon runs with."""
 
@@ -169,13 +192,18 @@ class Config:
     incomplete_grace_days: Annotated[int, Whole(0, 10_000)] = 7
     # Between two passes, in seconds; a tenth more or less at random.
     interval_s: Annotated[float, Number(1, 30 * 86400)] = 3600.0
+    # After how many days events of these kinds are dropped from closed runs, those with a key or usage excepted.
+    events: Annotated[Mapping[str, int | None], EventDays(("output", "note"))] = attrs.field(factory=dict)
     # Other caps for some runs.
     override: Annotated[tuple[Override, ...], Overrides()] = ()
 
 
 TABLES: Mapping[str, tuple[str, ...]] = {
     "limits": ("frame_bytes", "event_bytes", "queue_bytes", "connections"),
-    "retention": ("max_runs_per_agent", "max_age_days", "max_bytes", "incomplete_grace_days", "interval_s", "override"),
+    "retention": (
+        *("max_runs_per_agent", "max_age_days", "max_bytes", "incomplete_grace_days", "interval_s"),
+        *("events", "override"),
+    ),
     "daemon": ("disconnect_grace_s", "stop_s", "log_level"),
 }
 _TABLE_OF = {key: table for table, keys in TABLES.items() for key in keys}
@@ -279,6 +307,8 @@ def value_of(config: Config, key: str) -> Any:
 def _in_file(value: Any) -> Any:
     if value is None:
         return "off"
+    if isinstance(value, dict):
+        return {kind: _in_file(days) for kind, days in value.items()}
     if isinstance(value, tuple):
         return [_in_file(entry) for entry in value]
     if isinstance(value, Override):
@@ -324,7 +354,7 @@ def make_converter() -> cattrs.Converter:
         return get_origin(cls) is Annotated
 
     def hook_for(cls: Any) -> Any:
-        rule: Whole | Number | Word | Cap | Overrides = get_args(cls)[1]
+        rule: Whole | Number | Word | Cap | Overrides | EventDays = get_args(cls)[1]
         return lambda value, _: rule.read(value)
 
     converter = cattrs.Converter(detailed_validation=True, forbid_extra_keys=True)

@@ -18,10 +18,10 @@ import trio
 
 from runhistd.config import Config
 from runhistd.model.errors import Damaged, Refusal
-from runhistd.model.removal import Delete
-from runhistd.model.retention import MAX_AGE_DAYS, MAX_BYTES, MAX_RUNS, ClockWatch, Decision, Override, Policy
+from runhistd.model.removal import Compact, Delete
+from runhistd.model.retention import MAX_AGE_DAYS, MAX_BYTES, MAX_RUNS, Candidate, ClockWatch, Decision, Override, Policy
 from runhistd.model.views import RetentionStatus
-from runhistd.store.prune import Deleted
+from runhistd.store.prune import Compacted, Deleted
 
 from .commit import now_us
 from .liveness import boot_time_s
@@ -44,7 +44,7 @@ def policy_of(config: Config) -> Policy:
         MAX_BYTES: config.max_bytes,
     }
     overrides = (Override(one.namespace, one.agent, one.workflow, one.caps) for one in config.override)
-    return Policy(limits, config.incomplete_grace_days, tuple(overrides))
+    return Policy(limits, config.incomplete_grace_days, tuple(overrides), config.events)
 
 
 class Collector:
@@ -94,8 +94,8 @@ class Collector:
             skipped = None if trust_clock else SKIPPED
             decisions = await self._look(policy_of(self._settings()), now_us(), trust_clock)
             if dry_run:
-                return decisions, skipped
-            removed = [decision for decision in decisions if await self._delete(decision)]
+                return [decision for decision in decisions if decision.bytes], skipped
+            removed = [decision for decision in decisions if await self._carry_out(decision)]
             self._last_us, self._skipped = now_us(), skipped
             if skipped is not None:
                 logger.warning("a rule was skipped", extra={"fields": {"skipped": skipped}})
@@ -104,11 +104,24 @@ class Collector:
                 logger.info("retention removed runs", extra={"fields": fields})
             return removed, skipped
 
-    async def _delete(self, decision: Decision) -> bool:
+    async def _carry_out(self, decision: Decision) -> bool:
+        """Delete the run, or drop its events of the kind; False when there was nothing to do, or no longer."""
         run = decision.run
+        if decision.kind is not None:
+            return await self._compact(run, decision.kind)
         request = Delete(run.uid, run.namespace, run.run_id, decision.rule, closed_us=run.ended_us)
         outcome = await self._sweeper.ask(request)
         gone = isinstance(outcome, Deleted) and outcome.deleted
         self._removed += gone
         self._sweeper.wake()
         return gone
+
+    async def _compact(self, run: Candidate, kind: str) -> bool:
+        request = Compact(run.uid, run.namespace, run.run_id, kind, run.ended_us)
+        dropped, more = 0, True
+        while more:
+            outcome = await self._sweeper.ask(request)
+            assert isinstance(outcome, Compacted)
+            dropped, more = dropped + outcome.events, outcome.more
+        self._sweeper.wake()  # for the pages that are free now
+        return dropped > 0

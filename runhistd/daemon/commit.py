@@ -25,7 +25,7 @@ import trio
 from runhistd.model.errors import Damaged, InternalError, Refusal
 from runhistd.store.leases import Begun, Buried, Claimed, Released
 from runhistd.store.log import Appended, Batch, EventLog, Failed, Request
-from runhistd.store.prune import Cleared, Deleted, Pinned
+from runhistd.store.prune import Outcome as Removed
 
 from .instance import Instance
 
@@ -37,7 +37,7 @@ TRUNCATE_BYTES = 64 * 1024 * 1024
 IDLE_S = 5.0
 SLOW_COMMIT_S = 0.0005  # below this, waiting for more writers costs more than it saves
 
-Outcome = Appended | Begun | Claimed | Released | Buried | Deleted | Cleared | Pinned | Refusal
+Outcome = Appended | Begun | Claimed | Released | Buried | Removed | Refusal
 
 
 class Slot(Protocol):

@@ -294,8 +294,7 @@ async def get_usage(service: Service, peer: Peer, call: calls.GetUsage) -> Any:
 
 
 async def get_events(service: Service, peer: Peer, call: calls.GetEvents) -> Any:
-    events, next_after_seq = await read_events(service, peer, call, call.after_seq or 0)
-    return {"events": events, "next_after_seq": next_after_seq}
+    return await read_events(service, peer, call, call.after_seq or 0)
 
 
 async def get_status(service: Service, peer: Peer, call: calls.GetStatus) -> Any:
@@ -334,20 +333,19 @@ async def get_status(service: Service, peer: Peer, call: calls.GetStatus) -> Any
 
 async def stream_events(service: Service, connection: Connection, call: calls.GetEvents) -> None:
     """GetEvents with `more`: page after page up to where the run is now."""
-    first, after_seq = await read_events(service, connection.peer, call, call.after_seq or 0)  # may still refuse
+    first = await read_events(service, connection.peer, call, call.after_seq or 0)  # may still refuse
 
     async def pages() -> None:
-        events, next_seq = first, after_seq
-        while next_seq is not None:
-            parameters = {"events": events, "next_after_seq": next_seq}
-            await connection.send_now(connection.machine.send_reply(parameters, continues=True))
+        page = first
+        while (next_after_seq := page["next_after_seq"]) is not None:
+            await connection.send_now(connection.machine.send_reply(page, continues=True))
             try:
-                events, next_seq = await read_events(service, connection.peer, call, next_seq)
+                page = await read_events(service, connection.peer, call, next_after_seq)
             except NoSuchRun as refusal:  # it was deleted meanwhile
                 connection.add_reply().refuse(refusal)
                 await connection.sent(0)
                 return
-        await connection.send_now(connection.machine.send_reply({"events": events, "next_after_seq": None}))
+        await connection.send_now(connection.machine.send_reply(page))
 
     await connection.stream_until_closed(pages)
 
@@ -393,10 +391,10 @@ def follow_frame(page: Page, instance_id: str) -> bytes:
     return b'{"parameters":{"items":[%b],"cursor":%b},"continues":true}\0' % (items, cursor)
 
 
-async def read_events(service: Service, peer: Peer, call: calls.GetEvents, after_seq: int) -> Any:
-    """One page of a run's events behind that seq, and where the next begins."""
+async def read_events(service: Service, peer: Peer, call: calls.GetEvents, after_seq: int) -> dict[str, Any]:
+    """The reply with one page of a run's events behind that seq."""
     check_kinds(call.kinds)
-    return await service.read(
+    events, next_after_seq, gaps = await service.read(
         reader.get_events,
         peer.uid,
         *name_of(call),
@@ -407,6 +405,7 @@ async def read_events(service: Service, peer: Peer, call: calls.GetEvents, after
         limit=limit_of(call.limit, PAGE_EVENTS),
         limit_bytes=PAGE_BYTES,
     )
+    return {"events": events, "next_after_seq": next_after_seq, "gaps": gaps}
 
 
 def name_of(call: Any) -> tuple[str, str]:

@@ -30,6 +30,16 @@ class Clear(Struct, frozen=True):
     """A request to clear away some rows of deleted runs."""
 
 
+class Compact(Struct, frozen=True):
+    """A request to drop some events of that kind from a run, if it is still closed since then and not pinned."""
+
+    uid: int
+    namespace: str
+    run_id: str
+    kind: str
+    closed_us: int
+
+
 class Pin(Struct, frozen=True):
     """A request to set or take away the mark that retention leaves the run alone."""
 

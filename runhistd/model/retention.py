@@ -6,12 +6,13 @@ received, so that a long run is as young as its end.
 
     max_age_days         closed longer ago than that
     max_runs_per_agent   older than the newest so many of its agent (of its workflow, where it has no agent) in its namespace
+    events               output and notes of runs closed so many days ago, each kind by its own limit; the run stays
     max_bytes            the oldest of what remains, until the rest fits
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 
 from attrs import field, frozen
 
@@ -39,6 +40,7 @@ class Policy:
     limits: Mapping[str, int | None]
     incomplete_grace_days: int
     overrides: tuple[Override, ...] = ()
+    event_days: Mapping[str, int | None] = field(factory=dict)
 
     def limit(self, name: str, run: Candidate) -> tuple[int | None, int]:
         """The limit of that name for a run, and which override it comes from (-1: none)."""
@@ -65,11 +67,12 @@ class Candidate:
 
 @frozen
 class Decision:
-    """A run that is to go, about how much it takes, and the rule."""
+    """A run that is to go, about how much it takes, and the rule; with `kind`, only its events of that kind."""
 
     run: Candidate
     bytes: int
     rule: str
+    kind: str | None = None
 
 
 def decide(
@@ -103,6 +106,31 @@ def decide(
         elif most is not None and rank > most:
             taken[run.run] = MAX_RUNS
     return _with_sizes(reversed(counted), taken, policy.limits[MAX_BYTES], used_bytes, size_of)
+
+
+def decide_events(
+    candidates: Iterable[Candidate],
+    policy: Policy,
+    now_us: int,
+    *,
+    done: Container[tuple[int, str]],
+    size_of: Callable[[Candidate, str], int],
+    trust_clock: bool = True,
+) -> list[Decision]:
+    """Which kinds of events are dropped from which runs, oldest first; not from those that are `done` already."""
+    if not trust_clock:
+        return []
+    return [
+        Decision(run, size_of(run, kind), f"events.{kind}", kind)
+        for run in sorted(candidates, key=lambda run: (run.ended_us, run.run))
+        for kind, days in policy.event_days.items()
+        if days is not None
+        and run.ended_us < now_us - days * DAY_US
+        and run.status in CLOSED
+        and run.status != "incomplete"  # somebody may still go on with it, and want to see what it said
+        and not run.pinned
+        and (run.run, kind) not in done
+    ]
 
 
 def _with_sizes(

@@ -23,7 +23,7 @@ from ..model.errors import NoSuchRun, Refusal, StorageFull
 from ..model.events import TERMINAL, Event, StoredEvent, Usage, payload_of
 from ..model.holder import Holder
 from ..model.lease import Begin, Claim, Death, Lease, Release, check_team, resumed_event
-from ..model.removal import Clear, Delete, Pin
+from ..model.removal import Delete
 from ..model.run import Head, applied, fold
 from . import leases, prune, sql
 from .database import PAGE_BYTES, SCHEMA_VERSION, Counters, StorageFault, open_writer, read_history
@@ -69,9 +69,8 @@ class Held(Struct, frozen=True):
     holders: frozenset[Holder]
 
 
-Request = Append | Begin | Claim | Release | Death | Delete | Clear | Pin
-Removed = prune.Deleted | prune.Cleared | prune.Pinned
-Outcome = Appended | leases.Begun | leases.Claimed | leases.Released | leases.Buried | Removed | Refusal | Failed
+Request = Append | Begin | Claim | Release | Death | prune.Removal
+Outcome = Appended | leases.Begun | leases.Claimed | leases.Released | leases.Buried | prune.Outcome | Refusal | Failed
 
 
 class Batch(Struct):
@@ -82,7 +81,7 @@ class Batch(Struct):
     events: list[Committed] = []
     held: list[Held] = []
     deleted: bool = False
-    """Whether runs are gone of which events were committed before."""
+    """Whether events are gone that were committed before."""
 
     def add(self, later: Batch) -> None:
         """Take in what became of the requests behind these."""
@@ -125,15 +124,15 @@ class EventLog:
 
         StorageFault: it is unknown what is stored.
         """
-        if len(batch) > 1 and any(isinstance(request, Delete | Clear | Pin) for request in batch):
+        if len(batch) > 1 and any(isinstance(request, prune.Removal) for request in batch):
             done = Batch([])
-            for removes, requests in itertools.groupby(batch, lambda request: isinstance(request, Delete | Clear | Pin)):
+            for removes, requests in itertools.groupby(batch, lambda request: isinstance(request, prune.Removal)):
                 for part in ([request] for request in requests) if removes else [list(requests)]:
                     done.add(self.apply(part, now_us))
             return done
         try:
             (only,) = batch if len(batch) == 1 else (None,)
-            if isinstance(only, Delete | Clear | Pin):
+            if isinstance(only, prune.Removal):
                 return self._removal(only, now_us)
             return self._transaction(batch, now_us)
         except apsw.FullError:
@@ -201,7 +200,7 @@ class EventLog:
         self._events, self._rows = [], []
         return done
 
-    def _removal(self, request: Delete | Clear | Pin, now_us: int) -> Batch:
+    def _removal(self, request: prune.Removal, now_us: int) -> Batch:
         self._connection.execute("BEGIN IMMEDIATE")
         try:
             outcome = prune.carry_out(self, self._connection, request, now_us)
@@ -209,9 +208,13 @@ class EventLog:
             self._connection.execute("ROLLBACK")
             return Batch([refusal])
         self._connection.execute("COMMIT")
-        if not (isinstance(request, Delete) and isinstance(outcome, prune.Deleted) and outcome.deleted):
-            return Batch([outcome])
-        return Batch([outcome], held=[Held(request.uid, request.namespace, request.run_id, frozenset())], deleted=True)
+        done = Batch([outcome])
+        if isinstance(outcome, prune.Compacted):
+            done.deleted = outcome.events > 0
+        if isinstance(request, Delete) and isinstance(outcome, prune.Deleted) and outcome.deleted:
+            done.deleted = True
+            done.held = [Held(request.uid, request.namespace, request.run_id, frozenset())]
+        return done
 
     def _carry_out(self, request: Request, now_us: int) -> Outcome:
         if isinstance(request, Append):

@@ -1,6 +1,7 @@
 """Deleting runs: hide at once, clear away in small pieces, and keep what must be remembered.
 
     Delete: tombstone in, row of `runs` out, one transaction       every reader goes through `runs`: it is gone
+    Compact: up to CHUNK_ROWS events of one kind of one closed run, and what is remembered of the gap
     Clear:  up to CHUNK_ROWS of one part of one deleted run        again and again, between appends, also after a crash
             then free pages go back to the file system, FREE_PAGES at a time
 
@@ -16,7 +17,8 @@ import apsw
 from msgspec import Struct
 
 from ..model.errors import NoSuchRun, RunDeleted
-from ..model.removal import Clear, Delete, Pin, check_deletable
+from ..model.events import TERMINAL
+from ..model.removal import Clear, Compact, Delete, Pin, check_deletable
 from . import sql
 from .heads import Name
 
@@ -28,7 +30,7 @@ CHUNK_PAGES = 256  # 1 MiB
 MAX_TOMBSTONES = 10_000
 MERGE_AT_ONCE = 1000  # so that not every deletion merges one
 
-Removal = Delete | Clear | Pin
+Removal = Delete | Clear | Compact | Pin
 """The requests that are carried out in transactions of their own."""
 
 
@@ -46,14 +48,26 @@ class Cleared(Struct, frozen=True):
     pages: int = 0
 
 
+class Compacted(Struct, frozen=True):
+    """So many events were dropped. `more` is True while there may be others."""
+
+    more: bool
+    events: int = 0
+
+
 class Pinned(Struct, frozen=True):
     """The mark is as it was asked for."""
 
 
-def carry_out(log: EventLog, connection: apsw.Connection, request: Removal, now_us: int) -> Deleted | Cleared | Pinned:
+Outcome = Deleted | Cleared | Compacted | Pinned
+
+
+def carry_out(log: EventLog, connection: apsw.Connection, request: Removal, now_us: int) -> Outcome:
     """Do it inside the caller's transaction. Raises a Refusal before anything is changed."""
     if isinstance(request, Delete):
         return _delete(log, connection, request, now_us)
+    if isinstance(request, Compact):
+        return _compact(log, connection, request)
     if isinstance(request, Pin):
         return _pin(log, connection, request, now_us)
     return _clear(connection)
@@ -80,6 +94,22 @@ def _delete(log: EventLog, connection: apsw.Connection, request: Delete, now_us:
     connection.execute(sql.DELETE_PIN, (run.number,))
     log.heads.drop(run)
     return Deleted(True)
+
+
+def _compact(log: EventLog, connection: apsw.Connection, request: Compact) -> Compacted:
+    run = log.heads.find((request.uid, request.namespace, request.run_id))
+    if run is None or run.head.status not in TERMINAL or run.head.closed_us != request.closed_us:
+        return Compacted(False)
+    if connection.execute(sql.PINNED, (run.number,)).get:
+        return Compacted(False)
+    after_seq = connection.execute(sql.COMPACTED_UP_TO, (run.number, request.kind)).get or 0
+    wanted = {"run": run.number, "kind": request.kind, "after_seq": after_seq, "limit": CHUNK_ROWS}
+    rows: list[Any] = sorted(connection.execute(sql.DROP_EVENTS, wanted).fetchall())
+    more = len(rows) == CHUNK_ROWS
+    (first_seq, first_position), (last_seq, last_position) = (rows[0], rows[-1]) if rows else ((None, None), (None, None))
+    gap = (first_seq, last_seq, first_position, last_position)
+    connection.execute(sql.SAVE_COMPACTION, (run.number, request.kind, len(rows), *gap, not more))
+    return Compacted(more, len(rows))
 
 
 def _pin(log: EventLog, connection: apsw.Connection, request: Pin, now_us: int) -> Pinned:

@@ -18,7 +18,7 @@ from msgspec import Raw
 from ..model.errors import NoSuchRun
 from ..model.events import StoredEvent, Usage
 from ..model.ids import shortest_ending
-from ..model.retention import CLOSED, Candidate, Decision, Policy, decide
+from ..model.retention import CLOSED, Candidate, Decision, Policy, decide, decide_events
 from ..model.run import Head
 from ..model.views import (
     EventFilter,
@@ -196,8 +196,10 @@ def get_events(
     kinds: frozenset[str] | None,
     limit: int,
     limit_bytes: int = NEWEST,
-) -> tuple[list[StoredEvent], int | None]:
-    """One page of a run's events behind `after_seq`, and the seq to go on behind, None at the end. Raises NoSuchRun.
+) -> tuple[list[StoredEvent], int | None, list[Gap]]:
+    """One page of a run's events behind `after_seq`, the seq to go on behind, None at the end, and the gaps that end there.
+
+    Raises NoSuchRun.
 
     With `from_checkpoint` the page begins at the run's last checkpoint, if that is later.
     """
@@ -207,7 +209,10 @@ def get_events(
             ((checkpoint_seq,),) = connection.execute(sql.CHECKPOINT_SEQ, (run,))
             after_seq = max(after_seq, (checkpoint_seq or 1) - 1)
         events, more = _events_of_run(connection, run, after_seq, types, kinds, limit, limit_bytes)
-    return events, events[-1].seq if more else None
+        next_after_seq = events[-1].seq if more else None
+        page = {"run": run, "after_seq": after_seq, "until_seq": next_after_seq or NEWEST, **_kind_bindings(None, kinds)}
+        gaps = [Gap(*row) for row in connection.execute(sql.COMPACTIONS_OF_PAGE, page)]
+    return events, next_after_seq, gaps
 
 
 def events_after(
@@ -434,10 +439,16 @@ def garbage(connection: apsw.Connection, policy: Policy, now_us: int, *, trust_c
     """What retention would take now, of one commit."""
 
     def size_of(run: Candidate) -> int:
-        ((size,),) = connection.execute(sql.SIZE_OF_RUN, (run.run,))
-        return int(size or 0)
+        return int(connection.execute(sql.SIZE_OF_RUN, (run.run,)).get or 0)
+
+    def size_of_kind(run: Candidate, kind: str) -> int:
+        return int(connection.execute(sql.DROPPABLE_BYTES, {"run": run.run, "kind": kind}).get or 0)
 
     with snapshot(connection):
-        ((used_bytes,),) = connection.execute(sql.USED_BYTES)
+        used_bytes = int(connection.execute(sql.USED_BYTES).get)
         candidates = [Candidate(*row) for row in _fetch(connection, sql.CANDIDATES, (_encode(CLOSED).decode(),))]
-        return decide(candidates, policy, now_us, used_bytes=int(used_bytes), size_of=size_of, trust_clock=trust_clock)
+        runs = decide(candidates, policy, now_us, used_bytes=used_bytes, size_of=size_of, trust_clock=trust_clock)
+        gone = {decision.run for decision in runs}
+        left = [run for run in candidates if run not in gone]
+        done = set(_fetch(connection, sql.COMPACTIONS_DONE, ()))
+        return runs + decide_events(left, policy, now_us, done=done, size_of=size_of_kind, trust_clock=trust_clock)

@@ -192,3 +192,17 @@ CREATE TABLE pins (
   run INTEGER PRIMARY KEY,
   pinned_us INTEGER NOT NULL
 ) STRICT;
+
+-- Of which kinds events of a closed run were dropped, how many, and between which of its events. `done`: all that may be.
+CREATE TABLE compactions (
+  run INTEGER NOT NULL,
+  kind TEXT NOT NULL,
+  events INTEGER NOT NULL,
+  from_seq INTEGER,
+  to_seq INTEGER,
+  from_position INTEGER,
+  to_position INTEGER,
+  done INTEGER NOT NULL,
+  PRIMARY KEY (run, kind)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX compactions_by_position ON compactions (to_position);

@@ -125,7 +125,34 @@ CLEAR_PARTS: Final = (
     """DELETE FROM keys WHERE run = :run AND key IN (SELECT key FROM keys WHERE run = :run LIMIT :limit)
     RETURNING length(key) + 20""",
     "DELETE FROM holders WHERE run = :run RETURNING 60",
+    "DELETE FROM compactions WHERE run = :run RETURNING 60",
 )
+# What may be dropped: it has no effect on what the run amounts to, and no key that must go on telling a repeat.
+_DROPPABLE: Final = "run = :run AND kind = :kind AND key IS NULL AND usage IS NULL"
+DROP_EVENTS: Final = f"""
+DELETE FROM events WHERE position IN
+  (SELECT position FROM events WHERE {_DROPPABLE} AND seq > :after_seq ORDER BY seq LIMIT :limit)
+RETURNING seq, position
+"""  # noqa: S608
+DROPPABLE_BYTES: Final = f"SELECT sum(length(data) + 100) FROM events WHERE {_DROPPABLE}"  # noqa: S608
+COMPACTED_UP_TO: Final = "SELECT to_seq FROM compactions WHERE run = ? AND kind = ?"
+SAVE_COMPACTION: Final = """
+INSERT INTO compactions (run, kind, events, from_seq, to_seq, from_position, to_position, done)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT DO UPDATE SET events = events + excluded.events, from_seq = coalesce(from_seq, excluded.from_seq),
+  to_seq = coalesce(excluded.to_seq, to_seq), from_position = coalesce(from_position, excluded.from_position),
+  to_position = coalesce(excluded.to_position, to_position), done = excluded.done
+"""
+COMPACTIONS_DONE: Final = "SELECT run, kind FROM compactions WHERE done = 1"
+COMPACTIONS_OF_RUN: Final = """
+SELECT kind, events, from_seq, to_seq, from_position, to_position FROM compactions WHERE run = ? AND events > 0
+"""
+COMPACTIONS_OF_PAGE: Final = """
+SELECT namespace, run_id, from_position, to_position, 'events.' || kind FROM compactions JOIN runs USING (run)
+WHERE run = :run AND to_seq > :after_seq AND to_seq <= :until_seq
+  AND (:kinds IS NULL OR kind IN (SELECT value FROM json_each(:kinds)))
+ORDER BY to_position
+"""
 MERGED_UP_TO: Final = """
 SELECT last_position FROM tombstones WHERE cleared = 1 ORDER BY last_position DESC LIMIT 1 OFFSET ?
 """
@@ -134,11 +161,17 @@ RAISE_LOW_WATER: Final = "UPDATE history SET low_water = max(low_water, ?)"
 FREE_PAGES: Final = "PRAGMA freelist_count"
 LOW_WATER: Final = "SELECT low_water FROM history"
 GAPS: Final = """
-SELECT namespace, run_id, first_position, last_position, rule FROM tombstones
+SELECT namespace, run_id, first_position AS from_position, last_position AS to_position, rule FROM tombstones
 WHERE uid = :uid AND last_position > :position AND last_position <= :until
   AND (:namespace IS NULL OR namespace = :namespace) AND (:run_id IS NULL OR run_id = :run_id)
   AND (:agent_id IS NULL OR agent_id = :agent_id) AND (:team_run_id IS NULL OR team_run_id = :team_run_id)
-ORDER BY last_position LIMIT :limit
+UNION ALL SELECT namespace, run_id, from_position, to_position, 'events.' || kind
+FROM compactions INDEXED BY compactions_by_position CROSS JOIN runs USING (run)
+WHERE uid = :uid AND to_position > :position AND to_position <= :until
+  AND (:namespace IS NULL OR namespace = :namespace) AND (:run_id IS NULL OR run_id = :run_id)
+  AND (:agent_id IS NULL OR agent_id = :agent_id) AND (:team_run_id IS NULL OR team_run_id = :team_run_id)
+  AND (:kinds IS NULL OR kind IN (SELECT value FROM json_each(:kinds)))
+ORDER BY to_position LIMIT :limit
 """
 PINNED: Final = "SELECT count(*) FROM pins WHERE run = ?"
 
@@ -261,5 +294,6 @@ UNION ALL SELECT 'writers', count(*) FROM writers WHERE {_LOST}
 UNION ALL SELECT 'holders', count(*) FROM holders WHERE {_LOST}
 UNION ALL SELECT 'keys', count(*) FROM keys WHERE {_LOST}
 UNION ALL SELECT 'documents', count(*) FROM documents WHERE {_LOST}
+UNION ALL SELECT 'compactions', count(*) FROM compactions WHERE {_LOST}
 UNION ALL SELECT 'pins', count(*) FROM pins WHERE {_LOST}
 """  # noqa: S608

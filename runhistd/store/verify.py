@@ -88,7 +88,7 @@ def _verify_run(connection: apsw.Connection, number: int, verdict: Verdict) -> N
         if not rows:
             return  # deleted since the numbers were read
         run = run_from_row(rows[0])
-        recomputed = _Recomputed(number)
+        recomputed = _Recomputed(number, connection.execute(sql.COMPACTIONS_OF_RUN, (number,)).fetchall())
         for row in connection.execute(sql.VERIFY_EVENTS, (number,)):
             recomputed.add(row)
         expected, found = recomputed.tables(), _stored_tables(connection, run)
@@ -109,9 +109,11 @@ def _agree(what: str, expected: Any, found: Any) -> bool:
 
 
 class _Recomputed:
-    """One run as its events say, built from the rows of VERIFY_EVENTS."""
+    """One run as its events say, built from the rows of VERIFY_EVENTS. `compactions` tell which may be missing."""
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, compactions: list[Any]) -> None:
+        self.missing = sum(events for _, events, *_ in compactions)
+        self.gaps = [(from_seq, to_seq) for _, _, from_seq, to_seq, *_ in compactions]
         self.number = number
         self.head = Head()
         self.writers: dict[bytes, int] = {}
@@ -122,6 +124,7 @@ class _Recomputed:
     def add(self, row: tuple[Any, ...]) -> None:
         position, seq, epoch, type_, kind, key, writer, n, step_id, attempt, usage, time_us, received_us, data = row
         head = self.head
+        self._skip_gap(seq)
         if seq != head.last_seq + 1:
             self.faults[f"event {seq}"] = f"seq {head.last_seq + 1}"
         if position <= self.position or epoch < head.epoch:
@@ -150,6 +153,13 @@ class _Recomputed:
         if key is not None:
             self.keys[key] = seq
 
+    def _skip_gap(self, seq: int) -> None:
+        """Take the events before `seq` for dropped, as far as a compaction may have dropped them."""
+        head = self.head
+        while head.last_seq + 1 < seq and any(first <= head.last_seq + 1 <= last for first, last in self.gaps):
+            head.last_seq += 1
+            self.missing -= 1
+
     def tables(self) -> dict[str, Any]:
         """What the tables must hold, by a name that tells a person where it is."""
         head = self.head
@@ -163,6 +173,8 @@ class _Recomputed:
         tables.update({f"usage mark {scope!r}": mark for scope, mark in head.marks.items() if mark != ZERO})
         tables.update({f"writer {UUID(bytes=writer)}": n for writer, n in self.writers.items()})
         tables.update({f"key {key}": seq for key, seq in self.keys.items()})
+        if self.missing:
+            self.faults["dropped events"] = f"{self.missing} more are said to be dropped than are missing"
         return {**tables, **self.faults}
 
 

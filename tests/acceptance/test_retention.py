@@ -171,3 +171,30 @@ def test_appends_go_on_while_a_pass_works(daemon: Daemon, wait_until: Wait) -> N
             seen_midway = seen_midway or 2 < len(counts) < 301
         assert seen_midway, "the pass lets others in between its transactions"
         other.connection.close()
+
+
+def test_output_is_dropped_after_its_days_and_the_run_stays(daemon: Daemon, wait_until: Wait) -> None:
+    runs = Runs(daemon.start())
+    begin = {"run": {"run_id": "r"}, "lease_key": "00000000-0000-4000-8000-00000000cccc"}
+    epoch = runs.connection.call("BeginRun", begin)["epoch"]
+    events = [{"type": "output", "data": {"text": "x"}}] * 3 + [{"type": "run.completed"}]
+    named = {"run_id": "r", "epoch": epoch, "writer": "00000000-0000-4000-9000-000000000001", "first_n": 1}
+    runs.connection.call("Append", {**named, "events": events})
+    runs.connection.close()
+    daemon.stop()
+    with closing(sqlite3.connect(daemon.database)) as database, database:
+        database.execute("UPDATE runs SET closed_us = closed_us - ?", (8 * DAY_US,))
+        database.execute("UPDATE events SET received_us = received_us - ? WHERE seq = 5", (8 * DAY_US,))
+    daemon.config_file.write_text("[retention]\ninterval_s = 100000\n")
+    runs = Runs(daemon.start())
+    wait_until(lambda: runs.status()["last_us"], "the pass of the start is over")
+    daemon.config_file.write_text("[retention.events]\noutput = 7\n")
+    wait_until(lambda: "key=retention.events" in daemon.log_text(), "the setting is taken over")
+    wait_until(lambda: len(runs.connection.call("GetEvents", {"run_id": "r"})["events"]) == 2, "the output is dropped")
+    found = runs.connection.call("GetEvents", {"run_id": "r"})
+    assert [event["seq"] for event in found["events"]] == [1, 5]
+    assert [gap["rule"] for gap in found["gaps"]] == ["events.output"]
+    assert runs.ids() == {"r"}
+    assert runs.gc() == []
+    assert b"rule: events.output" in run("logs", "r", env=daemon.env).stderr
+    runs.connection.close()

@@ -141,3 +141,11 @@ def test_every_fault_in_an_override_is_told_with_its_place(tmp_path: Path) -> No
         *("retention.override[1]", "retention.override[2]"),
     }
     assert "array of tables" in faults_of("[retention]\noverride = 3\n", tmp_path)["retention.override"]
+
+
+def test_only_events_without_effect_may_be_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text('[retention.events]\noutput = 7\nnote = "off"\n')
+    assert config.load(path).events == {"output": 7, "note": None}
+    faults = faults_of("[retention.events]\nusage = 7\noutput = 0\n'step.started' = 1\n", tmp_path)
+    assert set(faults) == {"retention.events.usage", "retention.events.output", "retention.events.step.started"}

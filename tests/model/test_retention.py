@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runhistd.model.retention import DAY_US, Candidate, ClockWatch, Decision, Override, Policy, decide
+from runhistd.model.retention import DAY_US, Candidate, ClockWatch, Decision, Override, Policy, decide, decide_events
 
 NOW_US = 1_000 * DAY_US
 OFF: dict[str, int | None] = {"max_age_days": None, "max_runs_per_agent": None, "max_bytes": None}
@@ -147,3 +147,19 @@ def test_a_jump_is_not_trusted_until_it_is_taken_back_or_a_day_has_passed() -> N
 
 def test_a_jump_backwards_is_one_too() -> None:
     assert not ClockWatch(1_000_000.0, 0.0).trusts(900_000.0, 10.0)
+
+
+def dropped(candidates: list[Candidate], done: set[tuple[int, str]] | None = None, **options: Any) -> list[tuple[int, str]]:
+    rules = Policy(OFF, 7, event_days={"output": 3, "note": None})
+    found = decide_events(candidates, rules, NOW_US, done=done or set(), size_of=lambda run, kind: 10, **options)
+    return [(decision.run.run, decision.rule) for decision in found]
+
+
+def test_events_go_from_closed_runs_after_their_kinds_days() -> None:
+    assert dropped([run(1, 2.9), run(2, 3.1), run(3, 9, "failed")]) == [(3, "events.output"), (2, "events.output")]
+
+
+def test_events_stay_where_the_run_would_or_where_somebody_may_come_back() -> None:
+    assert dropped([run(1, 9, "running"), run(2, 9, "paused"), run(3, 9, pinned=True), run(4, 99, "incomplete")]) == []
+    assert dropped([run(1, 9)], trust_clock=False) == []
+    assert dropped([run(1, 9)], done={(1, "output")}) == []

@@ -48,7 +48,7 @@ def events(history: History, run_id: str = "r") -> list[tuple[str, dict[str, Any
     connection = reader.open_reader(history.database)
     try:
         options: dict[str, Any] = {"after_seq": 0, "from_checkpoint": False, "types": None, "kinds": None, "limit": 1000}
-        found, _ = reader.get_events(connection, UID, "default", run_id, **options)
+        found, _, _ = reader.get_events(connection, UID, "default", run_id, **options)
         return [(one.kind, json.loads(bytes(one.data))) for one in found]
     finally:
         connection.close()

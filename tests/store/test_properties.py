@@ -146,7 +146,7 @@ def check_stored_once(history: History, sender: Sender) -> None:
     """No n twice, none above what was acknowledged, and usage that adds up."""
     connection = reader.open_reader(history.database)
     for run_id in RUNS:
-        stored, _ = reader.get_events(
+        stored, _, _ = reader.get_events(
             connection, UID, "default", run_id, after_seq=1, from_checkpoint=False, types=None, kinds=None, limit=10_000
         )
         names = [(sent.writer, sent.n) for sent in stored if sent.kind not in DAEMON_KINDS]

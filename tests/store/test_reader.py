@@ -125,7 +125,7 @@ def test_events_of_a_run_come_in_pages_and_by_type(history: History, connection:
     history.append("r", epoch, 1, *(event("turn", {"i": i}) for i in range(4)), event("output"))
 
     def page(after_seq: int, **wanted: frozenset[str]) -> tuple[list[int], int | None]:
-        events, more = reader.get_events(
+        events, more, _ = reader.get_events(
             connection,
             UID,
             "default",
@@ -146,7 +146,7 @@ def test_events_of_a_run_come_in_pages_and_by_type(history: History, connection:
 def test_reading_can_begin_at_the_last_checkpoint(history: History, connection: apsw.Connection) -> None:
     epoch = history.begin("r")
     history.append("r", epoch, 1, event("a"), event("checkpoint"), event("b"))
-    events, _ = reader.get_events(
+    events, _, _ = reader.get_events(
         connection, UID, "default", "r", after_seq=0, from_checkpoint=True, types=None, kinds=None, limit=10
     )
     assert [e.type for e in events] == ["checkpoint", "b"]

@@ -98,6 +98,8 @@ def _stored(found: Dict[str, Any], after_seq: int) -> Iterator[Dict[str, Any]]:
     with Connection.open() as connection:
         while next_seq is not None:
             reply = connection.call("GetEvents", {**names.address(found), "after_seq": next_seq, "limit": PAGE})
+            for gap in reply["gaps"]:
+                sys.stderr.write(f"events were dropped here (rule: {gap['rule']}), see: runhistd config show\n")
             yield from reply["events"]
             next_seq = reply.get("next_after_seq")
 

@@ -25,3 +25,16 @@ CREATE TABLE pins (
   run INTEGER PRIMARY KEY,
   pinned_us INTEGER NOT NULL
 ) STRICT;
+
+CREATE TABLE compactions (
+  run INTEGER NOT NULL,
+  kind TEXT NOT NULL,
+  events INTEGER NOT NULL,
+  from_seq INTEGER,
+  to_seq INTEGER,
+  from_position INTEGER,
+  to_position INTEGER,
+  done INTEGER NOT NULL,
+  PRIMARY KEY (run, kind)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX compactions_by_position ON compactions (to_position);
