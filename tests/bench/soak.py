@@ -173,7 +173,7 @@ def report(soak: Soak, first: dict[str, int], second: dict[str, int], retention:
     latencies = sorted(soak.latencies_us) or [0]
     p50, p99 = latencies[len(latencies) // 2], latencies[len(latencies) * 99 // 100]
     say = sys.stdout.write
-    say(f"appended {soak.counts['appended']:,} events beside the collecting: p50 {p50 / 1000:.1f} ms, p99 {p99 / 1000:.1f} ms\n")
+    say(f"appended {soak.counts['appended']:,} events, p50 {p50 / 1000:.1f} ms, p99 {p99 / 1000:.1f} ms while collecting\n")
     say(f"followed {soak.counts['followed']:,} events and {soak.counts['gaps']:,} gaps\n")
     say(f"removed  {soak.counts['deleted']:,} runs by name, {retention['removed']:,} by retention, ")
     say(f"{retention['freed_bytes'] / 1_000_000:,.1f} MB freed\n")

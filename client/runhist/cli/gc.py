@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import Any, Dict
+from typing import Any, Dict, Tuple
 
 from ..connection import Connection
 from . import render
@@ -30,10 +30,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         sys.stdout.write("".join(map(render.json_line, decisions)))
     elif decisions:
-        rows = [
-            (one["run_id"], one["status"], render.moment(one["ended_us"]), render.size(one["size"]), one["rule"])
-            for one in decisions
-        ]
+        rows = [_row(one) for one in decisions]
         titles = ("RUN", "STATUS", "ENDED", "SIZE", "RULE")
         sys.stdout.write(render.table(titles, rows, [one["status"] for one in decisions]))
     if found.get("skipped"):
@@ -43,6 +40,11 @@ def run(args: argparse.Namespace) -> int:
         verb = "would go" if args.dry_run else "removed"
         sys.stdout.write(f"{len(decisions)} run{'' if len(decisions) == 1 else 's'} {verb}, {total}\n")
     return OK
+
+
+def _row(one: Dict[str, Any]) -> Tuple[str, ...]:
+    status, ended = render.status_of(one["status"]), render.moment(one["ended_us"])
+    return one["run_id"], status, ended, render.size(one["size"]), one["rule"]
 
 
 def _named(decision: Dict[str, Any]) -> Dict[str, Any]:
