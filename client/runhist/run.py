@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Dict, Iterator, Mapping, Optional, Sequence, Type, TypeVar, Union
 
@@ -103,6 +104,36 @@ class Run(Recording):
     def checkpoint(self, data: Any) -> None:
         """A state to resume from."""
         self._record("checkpoint", as_object(data))
+
+    def artifact(
+        self,
+        path: Union[str, "os.PathLike[str]"],
+        *,
+        name: Optional[str] = None,
+        kind: Optional[str] = None,
+        digest: bool = False,
+        keep: bool = False,
+    ) -> None:
+        """A file that the run made: its path, size and time, with `digest` its SHA-256.
+
+        With `keep` the daemon keeps the content as it is now, whatever becomes of the file; that waits until it has it.
+        What cannot be read or kept is a fault of recording like others: it is counted in `faults`, and the rest is recorded.
+        """
+        if self._link is None:
+            return
+        from .artifacts import describe, put
+
+        given = os.fspath(path)
+        members: Dict[str, Any] = {"name": plain_text(name or given), "path": plain_text(given)}
+        try:
+            members = describe(given, name=name, kind=kind, digest=digest)
+            if keep:
+                with Path(given).open("rb") as file, self._history._reader.connect() as connection:
+                    members.update(put(connection, file))
+        except (OSError, RunhistError) as error:
+            with self._link.lock:
+                self._faults.add("artifact", error, f"the artifact {given!r} of run {self._run_id} is incomplete: {error}")
+        self._record("artifact", members)
 
     def update(
         self,

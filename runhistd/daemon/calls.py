@@ -298,6 +298,36 @@ class CollectGarbage:
 
 
 @frozen
+class GetArtifacts:
+    """GetArtifacts."""
+
+    run_id: str
+    namespace: str | None = None
+    name: str | None = None
+    page: str | None = None
+    limit: int | None = None
+
+
+@frozen
+class PutBlob:
+    """PutBlob."""
+
+    upload: str
+    offset: int
+    base64: str
+    done: bool | None = None
+
+
+@frozen
+class GetBlob:
+    """GetBlob."""
+
+    run_id: str
+    sha256: str
+    namespace: str | None = None
+
+
+@frozen
 class GetRun:
     """GetRun."""
 

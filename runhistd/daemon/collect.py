@@ -96,6 +96,7 @@ class Collector:
             if dry_run:
                 return [decision for decision in decisions if decision.bytes], skipped
             removed = [decision for decision in decisions if await self._carry_out(decision)]
+            self._sweeper.wake()  # also for the content that nobody has used
             self._last_us, self._skipped = now_us(), skipped
             if skipped is not None:
                 logger.warning("a rule was skipped", extra={"fields": {"skipped": skipped}})

@@ -6,8 +6,10 @@ connections, and answers with the wire's own types.
 
 from __future__ import annotations
 
+import base64
 import functools
 import os
+import re
 import shutil
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
@@ -30,11 +32,12 @@ from runhistd.model.lease import Begin, Claim, Release
 from runhistd.model.removal import Delete, Pin
 from runhistd.model.retention import Decision, Policy
 from runhistd.model.views import EventFilter, Retained, RunFilter
-from runhistd.store import reader
+from runhistd.store import blobs, reader
 from runhistd.store.database import SCHEMA_VERSION, Reader
 from runhistd.store.log import Request
 
 from . import calls
+from .blobs import Blobs
 from .collect import Collector
 from .commit import Committer, now_us
 from .follow import PAGE_BYTES, PAGE_EVENTS, Page, Tail, encode_event, encode_gap, follow
@@ -74,8 +77,10 @@ class Service:
         self.committer = committer
         self.tail = tail
         self.liveness = liveness
-        self.sweeper = Sweeper(committer.submit)
+        self.sweeper = Sweeper(committer.submit, self._collect_blobs)
+        self.blobs = Blobs(instance.state_dir, self.sweeper)
         self.collector = Collector(lambda: self.config, self._garbage, self.sweeper)
+        self._blobs_cleaned = False
         self.connections: set[Connection] = set()
         self.sockets: list[str] = []
         self.state = "recording"
@@ -134,8 +139,16 @@ class Service:
     async def _garbage(self, policy: Policy, at_us: int, trust_clock: bool) -> list[Decision]:
         return await self.read(reader.garbage, policy, at_us, trust_clock=trust_clock)
 
+    async def _collect_blobs(self) -> int:
+        if not self._blobs_cleaned:  # what a crash left
+            self._blobs_cleaned = True
+            known = await self.read(blobs.known)
+            await trio.to_thread.run_sync(self.blobs.clean, known, now_us())
+        return await self.blobs.collect(await self.read(blobs.unused, now_us()))
+
     def close(self) -> None:
-        """Close the read-only connections."""
+        """Close the read-only connections, and give up what is being uploaded."""
+        self.blobs.close()
         while self._readers:
             self._readers.pop().close()
 
@@ -245,6 +258,21 @@ async def collect_garbage(service: Service, peer: Peer, call: calls.CollectGarba
     return _views.unstructure({"decisions": runs, "skipped": skipped})
 
 
+async def get_artifacts(service: Service, peer: Peer, call: calls.GetArtifacts) -> Any:
+    page = whole_page(call.page)
+    arguments = (call.name, int(page or 0), limit_of(call.limit, MAX_LIST_LIMIT))
+    rows, next_after_seq = await service.read(blobs.artifacts, peer.uid, *name_of(call), *arguments)
+    next_page = None if next_after_seq is None else str(next_after_seq)
+    return _views.unstructure({"artifacts": rows, "next_page": next_page})
+
+
+async def put_blob(service: Service, peer: Peer, call: calls.PutBlob) -> Any:
+    check_name("upload", call.upload)
+    done = bool(call.done)
+    size, sha256 = await service.blobs.put(peer.uid, call.upload, call.offset, call.base64, done=done)
+    return {"size": size, "sha256": sha256}
+
+
 async def get_run(service: Service, peer: Peer, call: calls.GetRun) -> Any:
     run, detail = await service.read(reader.get_run, peer.uid, *name_of(call))
     return _views.unstructure({"run": run, "detail": detail})
@@ -300,6 +328,7 @@ async def get_events(service: Service, peer: Peer, call: calls.GetEvents) -> Any
 async def get_status(service: Service, peer: Peer, call: calls.GetStatus) -> Any:
     database = service.instance.database
     counts = await service.read(reader.count_statuses, peer.uid)
+    blob_count, blob_bytes = await service.read(blobs.totals)
     wal = database.with_name(f"{database.name}-wal")
     sorted_us = sorted(service.committer.latencies_us) or [0]
     return _views.unstructure(
@@ -318,6 +347,8 @@ async def get_status(service: Service, peer: Peer, call: calls.GetStatus) -> Any
             "connections": len(service.connections),
             "followers": sum(connection.stream_ended is not None for connection in service.connections),
             "config": service.reload.status(),
+            "blobs": blob_count,
+            "blob_bytes": blob_bytes,
             "retention": service.collector.status(),
             "runs": counts,
             "delayed": service.liveness.delayed(),
@@ -348,6 +379,27 @@ async def stream_events(service: Service, connection: Connection, call: calls.Ge
         await connection.send_now(connection.machine.send_reply(page))
 
     await connection.stream_until_closed(pages)
+
+
+async def stream_blob(service: Service, connection: Connection, call: calls.GetBlob) -> None:
+    """GetBlob: chunk after chunk."""
+    if re.fullmatch("[0-9a-f]{64}", call.sha256) is None:
+        raise InvalidParameter("sha256")
+    size = await service.read(blobs.size_of, connection.peer.uid, *name_of(call), call.sha256)
+    chunk_at = await service.blobs.read(call.sha256)
+
+    async def chunks() -> None:
+        offset = 0
+        while True:
+            chunk = await trio.to_thread.run_sync(chunk_at, offset)
+            parameters = {"offset": offset, "base64": base64.b64encode(chunk).decode(), "size": size}
+            offset += len(chunk)
+            more = offset < size and bool(chunk)
+            await connection.send_now(connection.machine.send_reply(parameters, continues=more))
+            if not more:
+                return
+
+    await connection.stream_until_closed(chunks)
 
 
 async def stream_follow(service: Service, connection: Connection, call: calls.Follow) -> None:
@@ -466,6 +518,9 @@ METHODS: dict[str, tuple[type[Any], Handler | None]] = {
     f"{INTERFACE}.PinRun": (calls.PinRun, pin_run),
     f"{INTERFACE}.UnpinRun": (calls.UnpinRun, unpin_run),
     f"{INTERFACE}.CollectGarbage": (calls.CollectGarbage, collect_garbage),
+    f"{INTERFACE}.GetArtifacts": (calls.GetArtifacts, get_artifacts),
+    f"{INTERFACE}.PutBlob": (calls.PutBlob, put_blob),
+    f"{INTERFACE}.GetBlob": (calls.GetBlob, None),
     f"{INTERFACE}.GetRun": (calls.GetRun, get_run),
     f"{INTERFACE}.ListRuns": (calls.ListRuns, list_runs),
     f"{INTERFACE}.ListInterrupted": (calls.ListInterrupted, list_interrupted),
@@ -478,6 +533,7 @@ METHODS: dict[str, tuple[type[Any], Handler | None]] = {
 STREAMS: dict[str, Callable[[Service, Connection, Any], Awaitable[None]]] = {
     "GetEvents": stream_events,
     "Follow": stream_follow,
+    "GetBlob": stream_blob,
 }
 SERVICE_TEXT = """\
 # What every varlink service answers, see https://varlink.org/Service

@@ -7,7 +7,7 @@ committer for one small transaction after the other and waits for each, so that 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import trio
 
@@ -40,10 +40,11 @@ class Asked:
 
 
 class Sweeper:
-    """Clears away, when woken, until nothing is left."""
+    """Clears away, when woken, until nothing is left; then calls `collect_blobs`, for what only deleted runs had used."""
 
-    def __init__(self, submit: Callable[[Request, Slot, int], None]) -> None:
+    def __init__(self, submit: Callable[[Request, Slot, int], None], collect_blobs: Callable[[], Awaitable[int]]) -> None:
         self._submit = submit
+        self._collect_blobs = collect_blobs
         self._woken = trio.Event()
         self._woken.set()
         self.freed_bytes = 0  # since the daemon's start
@@ -70,6 +71,7 @@ class Sweeper:
             try:
                 while isinstance(cleared := await self.ask(Clear()), Cleared) and cleared.more:
                     self.freed_bytes += cleared.bytes
+                await self._collect_blobs()
             except Damaged:
                 return
             except Refusal as refusal:

@@ -131,6 +131,20 @@ class RunLive(Refusal):
         super().__init__(status=status)
 
 
+class NoSuchArtifact(Refusal):
+    """The run has no artifact of that name."""
+
+    def __init__(self, run_id: str, name: str) -> None:
+        super().__init__(run_id=run_id, name=name)
+
+
+class NoSuchBlob(Refusal):
+    """The run does not use that content, or its user has not given it."""
+
+    def __init__(self, sha256: str) -> None:
+        super().__init__(sha256=sha256)
+
+
 class RunDeleted(Refusal):
     """The run was deleted at `deleted_us`, by that rule; nothing is recorded into it any more."""
 

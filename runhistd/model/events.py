@@ -12,6 +12,7 @@ from uuid import UUID
 import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
+from .artifacts import Artifact
 from .errors import InvalidParameter
 
 MAX_COUNT = 2**63 - 1  # what SQLite's integers hold
@@ -178,7 +179,7 @@ class StepEnded(Struct, frozen=True):
     reason: str | None = None
 
 
-Payload = RunSpec | Updated | Paused | Answered | Ended | Incomplete | StepStarted | StepEnded | None
+Payload = RunSpec | Updated | Paused | Answered | Ended | Incomplete | StepStarted | StepEnded | Artifact | None
 
 _PAYLOADS: Final[dict[str, msgspec.json.Decoder[Payload]]] = {
     "run.started": msgspec.json.Decoder(RunSpec),
@@ -189,6 +190,7 @@ _PAYLOADS: Final[dict[str, msgspec.json.Decoder[Payload]]] = {
     "run.incomplete": msgspec.json.Decoder(Incomplete),
     "step.started": msgspec.json.Decoder(StepStarted),
     **dict.fromkeys(STEP_ENDS, msgspec.json.Decoder(StepEnded)),
+    "artifact": msgspec.json.Decoder(Artifact),
 }
 
 

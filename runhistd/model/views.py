@@ -127,6 +127,20 @@ class Gap:
 
 
 @frozen
+class ArtifactRow:
+    """Something a run made. `blob` is the SHA-256 of content that the daemon keeps."""
+
+    seq: int
+    name: str | None
+    path: str | None
+    kind: str | None
+    size: int | None
+    mtime_us: int | None
+    sha256: str | None
+    blob: str | None
+
+
+@frozen
 class Retained:
     """A run that retention takes, about how many bytes it has, and the rule."""
 

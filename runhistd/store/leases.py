@@ -96,6 +96,7 @@ def claim(log: EventLog, request: Claim, now_us: int) -> Claimed:
     stored = log.stored_keys(run, request.events)
     team_epoch = log.heads.team_epoch(request.uid, head.team_run_id)
     granted = decide_claim(head, lease, request, log.pending_epoch + 1, last_n, stored, team_epoch)
+    log.check_blobs(request.uid, granted.events)
     log.store_all(run, granted.answers, request.writer, now_us)
     data = resumed_data(run, request.holder, _answer(log, run))
     _grant(log, run, request)

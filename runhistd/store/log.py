@@ -18,6 +18,7 @@ import apsw
 import msgspec
 from msgspec import Struct
 
+from ..model.artifacts import Artifact
 from ..model.decide import Accepted, Append, Content, StoredKey, content_of, decide
 from ..model.errors import NoSuchRun, Refusal, StorageFull
 from ..model.events import TERMINAL, Event, StoredEvent, Usage, payload_of
@@ -25,7 +26,7 @@ from ..model.holder import Holder
 from ..model.lease import Begin, Claim, Death, Lease, Release, check_team, resumed_event
 from ..model.removal import Delete
 from ..model.run import Head, applied, fold
-from . import leases, prune, sql
+from . import blobs, leases, prune, sql
 from .database import PAGE_BYTES, SCHEMA_VERSION, Counters, StorageFault, open_writer, read_history
 from .heads import CachedRun, Heads, Name, encode
 
@@ -283,6 +284,7 @@ class EventLog:
         last_n = self.last_n(run, request.writer)
         fresh = decide(run.head, request, last_n, self.stored_keys(run, request.events), lease.state, lease.owner_pid)
         if fresh:
+            self.check_blobs(request.uid, fresh)
             check_team(run.head, self.heads.team_epoch(request.uid, run.head.team_run_id))
             self.join(run, request.holder if request.epoch is not None else None)
             if run.head.status == "incomplete" and request.reopens:
@@ -348,6 +350,8 @@ class EventLog:
             run.lease.end()
             self.heads.touch_lease(run)
         self._pending = Counters(event.position, self._pending.epoch, self._pending.run)
+        if isinstance(accepted.payload, Artifact) and accepted.payload.blob is not None:
+            blobs.note_use(self._connection, run, accepted.payload.blob)
         if event.key is not None:
             run.new_keys[event.key] = StoredKey(event.seq, content_of(sent, event.kind))
         self._rows.append(event_row(run.number, event))
@@ -368,6 +372,10 @@ class EventLog:
                 figures = None if usage is None else _decode_usage(usage)
                 found[event.key] = StoredKey(seq, Content(type_, kind, step_id, attempt, figures, data.encode()))
         return found
+
+    def check_blobs(self, uid: int, accepted: Sequence[Accepted]) -> None:
+        """Refuse artifacts whose content the user has not given."""
+        blobs.check_uses(self._connection, uid, accepted)
 
     def data_of(self, run: CachedRun, seq: int) -> bytes:
         """The data of one of the run's events, stored before or in this batch."""

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 import apsw
 from msgspec import Struct
 
+from ..model.artifacts import DropBlob, KeepBlob
 from ..model.errors import NoSuchRun, RunDeleted
 from ..model.events import TERMINAL
 from ..model.removal import Clear, Compact, Delete, Pin, check_deletable
-from . import sql
+from . import blobs, sql
 from .heads import Name
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ CHUNK_PAGES = 256  # 1 MiB
 MAX_TOMBSTONES = 10_000
 MERGE_AT_ONCE = 1000  # so that not every deletion merges one
 
-Removal = Delete | Clear | Compact | Pin
+Removal = Delete | Clear | Compact | Pin | KeepBlob | DropBlob
 """The requests that are carried out in transactions of their own."""
 
 
@@ -59,13 +60,17 @@ class Pinned(Struct, frozen=True):
     """The mark is as it was asked for."""
 
 
-Outcome = Deleted | Cleared | Compacted | Pinned
+Outcome = Deleted | Cleared | Compacted | Pinned | blobs.BlobKept | blobs.BlobDropped
 
 
 def carry_out(log: EventLog, connection: apsw.Connection, request: Removal, now_us: int) -> Outcome:
     """Do it inside the caller's transaction. Raises a Refusal before anything is changed."""
     if isinstance(request, Delete):
         return _delete(log, connection, request, now_us)
+    if isinstance(request, KeepBlob):
+        return blobs.keep(connection, request, now_us)
+    if isinstance(request, DropBlob):
+        return blobs.drop(connection, request, now_us)
     if isinstance(request, Compact):
         return _compact(log, connection, request)
     if isinstance(request, Pin):

@@ -126,6 +126,8 @@ CLEAR_PARTS: Final = (
     RETURNING length(key) + 20""",
     "DELETE FROM holders WHERE run = :run RETURNING 60",
     "DELETE FROM compactions WHERE run = :run RETURNING 60",
+    """DELETE FROM blob_uses WHERE run = :run AND sha256 IN (SELECT sha256 FROM blob_uses WHERE run = :run LIMIT :limit)
+    RETURNING 60""",
 )
 # What may be dropped: it has no effect on what the run amounts to, and no key that must go on telling a repeat.
 _DROPPABLE: Final = "run = :run AND kind = :kind AND key IS NULL AND usage IS NULL"
@@ -181,10 +183,49 @@ SELECT run, uid, namespace, run_id, agent_id, workflow, status, coalesce(closed_
 FROM runs WHERE status IN (SELECT value FROM json_each(?))
 """
 # About what a run takes on the disk: its events, with what their indexes and other rows add.
-SIZE_OF_RUN: Final = "SELECT sum(length(data) + coalesce(length(usage), 0) + 100) FROM events WHERE run = ?"
-USED_BYTES: Final = """
-SELECT (page_count - freelist_count) * page_size FROM pragma_page_count, pragma_freelist_count, pragma_page_size
+SIZE_OF_RUN: Final = """
+SELECT (SELECT sum(length(data) + coalesce(length(usage), 0) + 100) FROM events WHERE run = runs.run)
+  + (SELECT coalesce(sum(size), 0) FROM blob_uses JOIN blobs USING (sha256)
+     WHERE blob_uses.run = runs.run AND blobs.uid = runs.uid)
+FROM runs WHERE run = ?
 """
+USED_BYTES: Final = """
+SELECT (page_count - freelist_count) * page_size + (SELECT coalesce(sum(size), 0) FROM blobs)
+FROM pragma_page_count, pragma_freelist_count, pragma_page_size
+"""
+
+# --- artifacts and blobs ---
+
+KEEP_BLOB: Final = """
+INSERT INTO blobs (uid, sha256, size, stored_us) VALUES (?, ?, ?, ?)
+ON CONFLICT DO UPDATE SET stored_us = excluded.stored_us
+"""
+_UNUSED: Final = """NOT EXISTS (SELECT 1 FROM blob_uses LEFT JOIN runs USING (run)
+  WHERE blob_uses.sha256 = blobs.sha256 AND (runs.uid IS NULL OR runs.uid = blobs.uid))"""
+DROP_BLOB: Final = f"DELETE FROM blobs WHERE uid = ? AND sha256 = ? AND stored_us <= ? AND {_UNUSED}"  # noqa: S608
+UNUSED_BLOBS: Final = f"SELECT uid, sha256 FROM blobs WHERE stored_us <= ? AND {_UNUSED}"  # noqa: S608
+HOLDERS_OF_BLOB: Final = "SELECT count(*) FROM blobs WHERE sha256 = ?"
+FIND_BLOB: Final = "SELECT size FROM blobs WHERE uid = ? AND sha256 = ?"
+ALL_BLOBS: Final = "SELECT DISTINCT sha256 FROM blobs"
+USE_BLOB: Final = "INSERT OR IGNORE INTO blob_uses (run, sha256) VALUES (?, ?)"
+USED_BLOB: Final = """
+SELECT size FROM blobs JOIN blob_uses USING (sha256) WHERE blobs.uid = ? AND blobs.sha256 = ? AND blob_uses.run = ?
+"""
+BLOB_TOTALS: Final = "SELECT count(*), coalesce(sum(size), 0) FROM (SELECT DISTINCT sha256, size FROM blobs)"
+_ARTIFACT_COLUMNS: Final = """
+  seq, coalesce(data ->> '$.name', data ->> '$.path'),
+  CASE WHEN data ->> '$.path' LIKE '/%' THEN data ->> '$.path' ELSE
+    coalesce((SELECT rtrim(started.data ->> '$.root', '/') || '/' FROM events AS started
+              WHERE started.run = events.run AND started.seq = 1), '') || (data ->> '$.path') END,
+  data ->> '$.kind', data ->> '$.size', data ->> '$.mtime_us', data ->> '$.sha256', data ->> '$.blob'
+"""
+ARTIFACTS: Final = f"""
+SELECT {_ARTIFACT_COLUMNS} FROM events WHERE run = :run AND kind = 'artifact' AND seq > :after_seq ORDER BY seq LIMIT :limit
+"""  # noqa: S608
+ARTIFACT_NAMED: Final = f"""
+SELECT {_ARTIFACT_COLUMNS} FROM events WHERE run = :run AND kind = 'artifact'
+  AND coalesce(data ->> '$.name', data ->> '$.path') = :name ORDER BY seq DESC LIMIT 1
+"""  # noqa: S608
 
 # --- reading ---
 
@@ -295,5 +336,6 @@ UNION ALL SELECT 'holders', count(*) FROM holders WHERE {_LOST}
 UNION ALL SELECT 'keys', count(*) FROM keys WHERE {_LOST}
 UNION ALL SELECT 'documents', count(*) FROM documents WHERE {_LOST}
 UNION ALL SELECT 'compactions', count(*) FROM compactions WHERE {_LOST}
+UNION ALL SELECT 'blob_uses', count(*) FROM blob_uses WHERE {_LOST}
 UNION ALL SELECT 'pins', count(*) FROM pins WHERE {_LOST}
 """  # noqa: S608

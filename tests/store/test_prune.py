@@ -20,7 +20,10 @@ from tests.store.histories import UID, History, append, begin, claim, event, key
 
 MANY = 10**9
 USAGE = Usage(input_tokens=3, cumulative=True)
-PARTS = ("events", "documents", "steps", "usage", "usage_marks", "writers", "keys", "holders", "pins", "compactions")
+PARTS = (
+    *("events", "documents", "steps", "usage", "usage_marks", "writers", "keys", "holders", "pins"),
+    *("compactions", "blob_uses"),
+)
 
 
 @pytest.fixture

@@ -22,6 +22,8 @@ COMMANDS = {
     "begin": "begin a run for a shell script",
     "append": "add events to a run",
     "end": "end a run that a shell script began",
+    "artifacts": "list what a run made",
+    "artifact": "get or add one thing that a run made",
     "rm": "delete runs for good",
     "gc": "forget what retention no longer keeps",
     "pin": "let retention leave runs alone",

@@ -83,6 +83,18 @@ class RunLive(Refusal):
     message = "the run is {status}; end it (runhist end) or wait for its end (runhist wait), then delete it"
 
 
+class NoSuchArtifact(Refusal):
+    """The run has no artifact of that name."""
+
+    message = "run {run_id!r} has no artifact {name!r}; see: runhist artifacts"
+
+
+class NoSuchBlob(Refusal):
+    """The run does not use that content, or it was never given."""
+
+    message = "there is no content {sha256} for this run; it must be put first, and is forgotten when unused for an hour"
+
+
 class RunDeleted(Refusal):
     """The run was deleted; nothing is recorded into it any more."""
 

@@ -38,3 +38,18 @@ CREATE TABLE compactions (
   PRIMARY KEY (run, kind)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX compactions_by_position ON compactions (to_position);
+
+CREATE TABLE blobs (
+  uid INTEGER NOT NULL,
+  sha256 BLOB NOT NULL,
+  size INTEGER NOT NULL,
+  stored_us INTEGER NOT NULL,
+  PRIMARY KEY (uid, sha256)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE blob_uses (
+  run INTEGER NOT NULL,
+  sha256 BLOB NOT NULL,
+  PRIMARY KEY (run, sha256)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX blob_uses_by_blob ON blob_uses (sha256);

@@ -1,0 +1,186 @@
+"""The files of blobs: taken in chunks, synced before their row is queued, and removed after their row is gone.
+
+    blobs/incoming/UPLOAD        what is still coming; emptied at the start
+    blobs/ab/abcdef…             content under its SHA-256
+
+A finished upload is synced, renamed into place, the directory is synced, and only then the row is queued: never in the
+committer, which would make every writer wait for it. The bytes are always taken, also of content that is there already, so
+that how long it takes or what is answered tells nobody what others keep. One lock holds a rename with its row, and a row's
+removal with its file's, or the file of a fresh row could be removed for an old one.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import contextlib
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import trio
+from attrs import define, field
+
+from runhistd.model.artifacts import DropBlob, KeepBlob
+from runhistd.model.errors import InvalidParameter, NotAllowed, StorageFull
+from runhistd.store.blobs import UNUSED_US, BlobDropped
+
+from .sweep import Sweeper
+
+CHUNK_BYTES = 256 * 1024  # of a reply; base64 makes it a third longer
+MAX_UPLOADS = 64
+ENOSPC = (28, 122)  # ENOSPC, EDQUOT
+
+
+@define
+class _Upload:
+    path: Path
+    descriptor: int
+    digest: hashlib._Hash = field(factory=hashlib.sha256)
+    size: int = 0
+
+
+class Blobs:
+    """The blob directory of one state directory."""
+
+    def __init__(self, state_dir: Path, sweeper: Sweeper) -> None:
+        self._directory = state_dir / "blobs"
+        self._incoming = self._directory / "incoming"
+        self._sweeper = sweeper
+        self._uploads: dict[tuple[int, str], _Upload] = {}
+        self._files_and_rows = trio.Lock()
+        self._uploading = trio.Lock()
+        for path in self._incoming.glob("*"):  # of a daemon that was killed; nobody can go on with it
+            _unlink(path)
+
+    def path_of(self, sha256: str) -> Path:
+        """Where the content lies."""
+        return self._directory / sha256[:2] / sha256
+
+    async def put(self, uid: int, upload: str, offset: int, encoded: str, *, done: bool) -> tuple[int, str | None]:
+        """Take the chunk that begins at `offset`; with `done` keep the whole. The size so far, and the hash when kept.
+
+        Raises InvalidParameter, NotAllowed and StorageFull; then the upload is at an end.
+        """
+        try:
+            chunk = base64.b64decode(encoded, validate=True)
+        except (binascii.Error, ValueError) as error:
+            raise InvalidParameter("base64") from error
+        name = (uid, upload)
+        async with self._uploading:
+            try:
+                found = self._uploads.get(name)
+                if found is None:
+                    if offset:
+                        raise InvalidParameter("offset")  # of an upload that is not known (any more)
+                    if len(self._uploads) >= MAX_UPLOADS:
+                        self._end(next(iter(self._uploads)))  # the oldest: it may be of a client that is gone
+                    found = self._uploads[name] = await trio.to_thread.run_sync(self._begin)
+                if offset != found.size:
+                    raise InvalidParameter("offset")
+                await trio.to_thread.run_sync(_add, found, chunk)
+                if not done:
+                    return found.size, None
+                sha256 = await self._keep(uid, found)
+                del self._uploads[name]
+                return found.size, sha256
+            except OSError as error:
+                self._end(name)
+                if error.errno in ENOSPC:
+                    raise StorageFull from error
+                raise NotAllowed("base64", f"the content cannot be stored: {error.strerror}") from error
+            except BaseException:
+                self._end(name)
+                raise
+
+    async def read(self, sha256: str) -> Callable[[int], bytes]:
+        """A function that gives the chunk at an offset of content that is known to be there."""
+        descriptor = await trio.to_thread.run_sync(os.open, self.path_of(sha256), os.O_RDONLY)
+        return _Open(descriptor).chunk
+
+    async def collect(self, unused: list[tuple[int, bytes]]) -> int:
+        """Remove what no run uses; how many files went."""
+        removed = 0
+        for uid, sha256 in unused:
+            async with self._files_and_rows:
+                outcome = await self._sweeper.ask(DropBlob(uid, sha256))
+                if isinstance(outcome, BlobDropped) and outcome.unlink:
+                    await trio.to_thread.run_sync(_unlink, self.path_of(sha256.hex()))
+                    removed += 1
+        return removed
+
+    def clean(self, known: set[str], now_us: int) -> None:
+        """Remove what a crash left: files whose rows were never made, or are gone. For a thread."""
+        for path in self._directory.glob("[0-9a-f][0-9a-f]/*"):
+            if path.name not in known and path.stat().st_mtime_ns // 1000 < now_us - UNUSED_US:
+                _unlink(path)
+
+    def close(self) -> None:
+        """Give up all uploads."""
+        for name in list(self._uploads):
+            self._end(name)
+
+    def _begin(self) -> _Upload:
+        self._incoming.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path = self._incoming / os.urandom(16).hex()
+        return _Upload(path, os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+
+    async def _keep(self, uid: int, upload: _Upload) -> str:
+        sha256 = upload.digest.digest()
+        async with self._files_and_rows:
+            await trio.to_thread.run_sync(self._rename, upload, sha256.hex())
+            await self._sweeper.ask(KeepBlob(uid, sha256, upload.size))
+        return sha256.hex()
+
+    def _rename(self, upload: _Upload, sha256: str) -> None:
+        os.fsync(upload.descriptor)
+        os.close(upload.descriptor)
+        upload.descriptor = -1
+        target = self.path_of(sha256)
+        if not target.parent.is_dir():
+            target.parent.mkdir(mode=0o700)
+            _sync(self._directory)
+        upload.path.replace(target)
+        _sync(target.parent)
+
+    def _end(self, name: tuple[int, str]) -> None:
+        upload = self._uploads.pop(name, None)
+        if upload is not None:
+            if upload.descriptor >= 0:
+                os.close(upload.descriptor)
+            _unlink(upload.path)
+
+
+class _Open:
+    """An open file that is closed when nobody reads from it any more."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def chunk(self, offset: int) -> bytes:
+        return os.pread(self._descriptor, CHUNK_BYTES, offset)
+
+    def __del__(self) -> None:
+        os.close(self._descriptor)
+
+
+def _add(upload: _Upload, chunk: bytes) -> None:
+    left = memoryview(chunk)
+    while left:
+        left = left[os.write(upload.descriptor, left) :]
+    upload.digest.update(chunk)
+    upload.size += len(chunk)
+
+
+def _unlink(path: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        path.unlink()
+
+
+def _sync(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,40 @@
+"""What a run made: a path, or content that the daemon keeps under its SHA-256.
+
+An artifact is an event of that kind. Its name is the one it gives itself, else its path; of several with one name the last
+counts. A relative path is meant below the run's root.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from msgspec import Meta, Struct
+
+Hash = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+
+
+class Artifact(Struct, frozen=True):
+    """artifact: size in bytes, mtime_us of the file; `blob` is the SHA-256 of content that the daemon keeps."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=4096)] | None = None
+    path: Annotated[str, Meta(min_length=1, max_length=4096)] | None = None
+    kind: Annotated[str, Meta(max_length=255)] | None = None
+    size: Annotated[int, Meta(ge=0)] | None = None
+    mtime_us: int | None = None
+    sha256: Hash | None = None
+    blob: Hash | None = None
+
+
+class KeepBlob(Struct, frozen=True):
+    """A request to remember content whose file is on the disk."""
+
+    uid: int
+    sha256: bytes
+    size: int
+
+
+class DropBlob(Struct, frozen=True):
+    """A request to forget content that no run uses."""
+
+    uid: int
+    sha256: bytes

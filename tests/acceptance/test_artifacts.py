@@ -1,0 +1,316 @@
+"""What runs made: by reference, and kept with its content."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import re
+import signal
+import sqlite3
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import runhist
+from runhist.connection import Connection
+from runhist.paths import SocketChoice
+from runhist.protocol.errors import InvalidParameter, NoSuchArtifact, NoSuchBlob, RunClosed
+from tests.client.cli.shells import run
+
+if TYPE_CHECKING:
+    from tests.conftest import Daemon
+
+Wait = Callable[..., None]
+UPLOAD = "00000000-0000-4000-8000-0000000000ff"
+HOUR_US = 3_600_000_000
+
+
+class Made:
+    """Runs and their artifacts, by hand."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self.daemon = daemon
+        self.connection = Connection.open(SocketChoice((daemon.socket,), "a test", True))
+
+    def begin(self, run_id: str, **spec: Any) -> int:
+        lease_key = f"00000000-0000-4000-8000-{int.from_bytes(run_id.encode(), 'big') % 16**12:012x}"
+        asked = {"run": {"run_id": run_id, **spec}, "lease_key": lease_key}
+        return int(self.connection.call("BeginRun", asked)["epoch"])
+
+    def record(self, run_id: str, epoch: int, key: str, **members: Any) -> None:
+        event = {"type": "artifact", "key": key, "data": members}
+        self.connection.call("Append", {"run_id": run_id, "epoch": epoch, "events": [event]})
+
+    def end(self, run_id: str, epoch: int) -> None:
+        event = {"type": "run.completed", "key": "end"}
+        self.connection.call("Append", {"run_id": run_id, "epoch": epoch, "events": [event]})
+
+    def put(self, content: bytes, upload: str = UPLOAD, chunk: int = 1000) -> str:
+        for offset in range(0, len(content), chunk):
+            self.chunk(upload, offset, content[offset : offset + chunk])
+        kept = self.chunk(upload, len(content), b"", done=True)
+        assert kept["size"] == len(content)
+        return str(kept["sha256"])
+
+    def chunk(self, upload: str, offset: int, content: bytes, **members: Any) -> dict[str, Any]:
+        asked = {"upload": upload, "offset": offset, "base64": base64.b64encode(content).decode(), **members}
+        return dict(self.connection.call("PutBlob", asked))
+
+    def get(self, run_id: str, sha256: str) -> bytes:
+        replies = self.connection.stream("GetBlob", {"run_id": run_id, "sha256": sha256})
+        return b"".join(base64.b64decode(reply["base64"]) for reply in replies)
+
+    def listed(self, run_id: str, **members: Any) -> list[dict[str, Any]]:
+        return list(self.connection.call("GetArtifacts", {"run_id": run_id, **members})["artifacts"])
+
+    def files(self) -> list[Path]:
+        return sorted(path for path in (self.daemon.state_dir / "blobs").rglob("*") if path.is_file())
+
+    def sweep(self) -> None:
+        self.connection.call("CollectGarbage", {})
+
+
+@pytest.fixture
+def made(daemon: Daemon) -> Iterator[Made]:
+    opened = Made(daemon.start())
+    yield opened
+    opened.connection.close()
+
+
+def restarted(made: Made) -> Made:
+    made.connection.close()
+    made.daemon.stop()
+    return Made(made.daemon.start())
+
+
+def make_old(made: Made) -> None:
+    """As if all content was given long ago."""
+    with closing(sqlite3.connect(made.daemon.database, timeout=10)) as database, database:
+        database.execute("UPDATE blobs SET stored_us = stored_us - ?", (2 * HOUR_US,))
+
+
+def test_a_path_is_given_back_resolved_against_the_runs_root(made: Made) -> None:
+    epoch = made.begin("r", root="/work/", dir="r")
+    made.record("r", epoch, "a", name="report", path="r/report.txt", kind="text", size=12, mtime_us=5)
+    made.record("r", epoch, "b", path="/tmp/else")
+    first, second = made.listed("r")
+    assert first == {
+        **dict.fromkeys(("sha256", "blob")),
+        **{"seq": 2, "name": "report", "path": "/work/r/report.txt", "kind": "text", "size": 12, "mtime_us": 5},
+    }
+    assert (second["name"], second["path"]) == ("/tmp/else", "/tmp/else")
+
+
+def test_of_one_name_the_last_counts(made: Made) -> None:
+    epoch = made.begin("r")
+    made.record("r", epoch, "a", name="x", path="/1")
+    made.record("r", epoch, "b", name="x", path="/2")
+    assert [one["path"] for one in made.listed("r", name="x")] == ["/2"]
+    with pytest.raises(NoSuchArtifact):
+        made.listed("r", name="y")
+
+
+def test_artifacts_come_in_pages(made: Made) -> None:
+    epoch = made.begin("r")
+    for i in range(5):
+        made.record("r", epoch, str(i), name=str(i))
+    names, page = [], None
+    while True:
+        reply = made.connection.call("GetArtifacts", {"run_id": "r", "limit": 2, **({"page": page} if page else {})})
+        names += [one["name"] for one in reply["artifacts"]]
+        page = reply["next_page"]
+        if page is None:
+            break
+    assert names == list("01234")
+
+
+def test_content_comes_back_byte_for_byte_and_lies_in_files_of_ours_alone(made: Made) -> None:
+    content = os.urandom(700_000)
+    sha256 = made.put(content, chunk=200_000)
+    assert sha256 == hashlib.sha256(content).hexdigest()
+    made.record("r", made.begin("r"), "a", name="x", blob=sha256)
+    assert made.get("r", sha256) == content
+    (file,) = made.files()
+    assert file.name == sha256
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    again = restarted(made)
+    assert again.get("r", sha256) == content
+    again.connection.close()
+
+
+def test_empty_content_is_content(made: Made) -> None:
+    sha256 = made.put(b"")
+    made.record("r", made.begin("r"), "a", name="x", blob=sha256)
+    assert made.get("r", sha256) == b""
+
+
+def test_the_same_content_is_kept_once(made: Made) -> None:
+    epoch = made.begin("r")
+    first = made.put(b"same")
+    assert made.put(b"same", upload=UPLOAD.replace("ff", "fe")) == first
+    made.record("r", epoch, "a", blob=first)
+    made.record("r", epoch, "b", blob=first)
+    assert len(made.files()) == 1
+    status = made.connection.call("GetStatus", {})
+    assert (status["blobs"], status["blob_bytes"]) == (1, 4)
+
+
+def test_a_hash_alone_tells_nobody_anything(made: Made) -> None:
+    sha256 = made.put(b"a secret")
+    made.begin("r")
+    with pytest.raises(NoSuchBlob):
+        made.get("r", sha256)
+    never = hashlib.sha256(b"never given").hexdigest()
+    with pytest.raises(NoSuchBlob):
+        made.get("r", never)
+
+
+def test_an_artifact_whose_content_was_never_given_is_refused(made: Made) -> None:
+    epoch = made.begin("r")
+    with pytest.raises(NoSuchBlob):
+        made.record("r", epoch, "a", name="x", blob=hashlib.sha256(b"never given").hexdigest())
+    assert made.listed("r") == []
+    with pytest.raises(InvalidParameter):
+        made.record("r", epoch, "a", name="x", blob="../../etc/passwd")
+
+
+@pytest.mark.parametrize("offset", [1, 999, 5000])
+def test_a_chunk_that_does_not_follow_ends_the_upload(made: Made, offset: int) -> None:
+    made.chunk(UPLOAD, 0, b"x" * 1000)
+    with pytest.raises(InvalidParameter):
+        made.chunk(UPLOAD, offset, b"y")
+    assert made.files() == []
+    with pytest.raises(InvalidParameter):
+        made.chunk(UPLOAD, 1000, b"y")
+
+
+def test_bytes_that_are_no_base64_are_refused(made: Made) -> None:
+    with pytest.raises(InvalidParameter, match="base64"):
+        made.connection.call("PutBlob", {"upload": UPLOAD, "offset": 0, "base64": "?!"})
+
+
+def test_unused_content_is_forgotten_after_an_hour_and_not_before(made: Made, wait_until: Wait) -> None:
+    made.put(b"unused")
+    used = made.put(b"used", upload=UPLOAD.replace("ff", "fe"))
+    made.record("r", made.begin("r"), "a", blob=used)
+    made.sweep()
+    restarted_once = restarted(made)
+    assert len(restarted_once.files()) == 2
+    make_old(restarted_once)
+    restarted_once.sweep()
+    wait_until(lambda: [file.name for file in restarted_once.files()] == [used], "the unused file is gone")
+    assert restarted_once.get("r", used) == b"used"
+    restarted_once.connection.close()
+
+
+def test_giving_it_again_makes_it_young(made: Made, wait_until: Wait) -> None:
+    made.put(b"old")
+    sha256 = made.put(b"again", upload=UPLOAD.replace("ff", "fe"))
+    make_old(made)
+    made.put(b"again", upload=UPLOAD.replace("ff", "fd"))
+    made.sweep()
+    wait_until(lambda: [file.name for file in made.files()] == [sha256], "the old one is gone")
+
+
+def test_deleting_the_last_run_that_uses_it_deletes_the_content(made: Made, wait_until: Wait) -> None:
+    sha256 = made.put(b"shared")
+    for run_id in ("r", "s"):
+        epoch = made.begin(run_id)
+        made.record(run_id, epoch, "a", blob=sha256)
+        made.end(run_id, epoch)
+    make_old(made)
+    made.connection.call("DeleteRun", {"run_id": "r"})
+    made.sweep()
+    assert made.get("s", sha256) == b"shared"
+    made.connection.call("DeleteRun", {"run_id": "s"})
+    wait_until(lambda: made.files() == [], "the file is gone")
+    assert made.connection.call("GetStatus", {})["blobs"] == 0
+
+
+def test_what_a_crash_left_of_an_upload_is_removed_at_the_next_start(made: Made, wait_until: Wait) -> None:
+    made.chunk(UPLOAD, 0, b"x" * 1000)
+    assert len(made.files()) == 1
+    os.kill(made.daemon.pid, signal.SIGKILL)
+    made.daemon.kill()
+    stray = made.daemon.state_dir / "blobs" / "ab"
+    stray.mkdir()
+    (stray / ("ab" * 32)).write_text("a file without a row")
+    os.utime(stray / ("ab" * 32), (1, 1))
+    made.daemon.start()
+    wait_until(lambda: made.files() == [], "both are gone")
+
+
+def test_a_large_content_costs_bounded_memory(made: Made, tmp_path: Path) -> None:
+    def peak_kib() -> int:
+        found = re.search(r"VmHWM:\s*(\d+)", Path(f"/proc/{made.daemon.pid}/status").read_text())
+        assert found is not None
+        return int(found[1])
+
+    if not Path("/proc/self/status").exists():
+        pytest.skip("memory is read in /proc")
+    file = tmp_path / "large"
+    with file.open("wb") as out:
+        for i in range(100):
+            out.write(bytes([i]) * 1_000_000)
+    before = peak_kib()
+    run_id = "large-run"
+    made.begin(run_id)
+    done = run("artifact", "add", "--run", run_id, "--keep", str(file), env=made.daemon.env, timeout=120)
+    assert done.returncode == 0, done.stderr
+    back = run("artifact", "get", run_id, "large", "-o", str(tmp_path / "back"), env=made.daemon.env, timeout=120)
+    assert back.returncode == 0, back.stderr
+    assert (tmp_path / "back").read_bytes() == file.read_bytes()
+    assert peak_kib() - before < 30_000
+
+
+def test_the_command_line_adds_lists_and_gets(made: Made, tmp_path: Path) -> None:
+    made.begin("some-run")
+    (tmp_path / "kept.txt").write_text("kept content")
+    (tmp_path / "named.txt").write_text("by reference")
+    env = made.daemon.env
+
+    def ok(*words: str) -> str:
+        done = run(*words, env=env)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.decode()
+
+    ok("artifact", "add", "--run", "some-run", "--keep", "--kind", "text", str(tmp_path / "kept.txt"))
+    ok("artifact", "add", "--run", "some-run", "--sha256", "--name", "other", str(tmp_path / "named.txt"))
+    kept, other = map(json.loads, ok("artifacts", "--json", "some-run").splitlines())
+    assert (kept["name"], kept["kind"], kept["size"], bool(kept["blob"])) == ("kept.txt", "text", 12, True)
+    assert other["sha256"] == hashlib.sha256(b"by reference").hexdigest()
+    (tmp_path / "kept.txt").unlink()
+    assert ok("artifact", "get", "some-run", "kept.txt") == "kept content"
+    assert ok("artifact", "get", "some-run", "other") == "by reference"
+    assert "kept.txt" in ok("artifacts", "some-run")
+    (tmp_path / "named.txt").unlink()
+    assert run("artifact", "get", "some-run", "other", env=env).returncode == 1
+    assert run("artifact", "get", "some-run", "none", env=env).returncode == 4
+
+
+def test_an_artifact_may_be_added_after_the_end(made: Made, tmp_path: Path) -> None:
+    made.end("r-ended", made.begin("r-ended"))
+    (tmp_path / "late").write_text("x")
+    assert run("artifact", "add", "--run", "r-ended", str(tmp_path / "late"), env=made.daemon.env).returncode == 0
+    with pytest.raises(RunClosed):
+        made.connection.call("Append", {"run_id": "r-ended", "epoch": 1, "events": [{"type": "output", "key": "x"}]})
+
+
+def test_a_python_program_records_and_keeps_files(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RUNHIST_SOCKET", str(made.daemon.socket))
+    (tmp_path / "a").write_text("content")
+    history = runhist.connect()
+    with history.begin_run(run_id="p") as recording:
+        recording.artifact(tmp_path / "a", keep=True, kind="text")
+        recording.artifact(tmp_path / "none", keep=True)
+        assert recording.faults == 1
+    history.close()
+    kept, missing = made.listed("p")
+    assert made.get("p", kept["blob"]) == b"content"
+    assert (missing["name"], missing["blob"]) == (str(tmp_path / "none"), None)
