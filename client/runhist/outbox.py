@@ -19,14 +19,23 @@ from typing import Any, Deque, Mapping, NamedTuple, Optional
 from .encoding import encode, present
 from .faults import Faults
 from .ids import new_uuid
-from .protocol.errors import NoSuchRun, PermissionDenied, Refusal, RunhistError, SequenceGap, StaleEpoch, TooLarge
+from .protocol.errors import (
+    NoSuchRun,
+    PermissionDenied,
+    Refusal,
+    RunDeleted,
+    RunhistError,
+    SequenceGap,
+    StaleEpoch,
+    TooLarge,
+)
 from .protocol.machine import MAX_FRAME_BYTES
 
 MAX_BATCH_EVENTS = 100
 MAX_BATCH_BYTES = 256 * 1024
 ENVELOPE_BYTES = 4096  # of a call around its events: two names of at most 255 bytes, which JSON may double, and numbers
 
-_OF_THE_RUN = (StaleEpoch, NoSuchRun, PermissionDenied)  # refusals that every event of the handle would meet
+_OF_THE_RUN = (StaleEpoch, NoSuchRun, RunDeleted, PermissionDenied)  # refusals that every event of the handle would meet
 
 
 class Entry:

@@ -108,36 +108,46 @@ class RunReader:
         from_checkpoint: bool = False,
         types: Optional[Sequence[str]] = None,
         kinds: Optional[Sequence[str]] = None,
+        on_gap: Optional[Callable[[Gap], object]] = None,
     ) -> Iterator[Event]:
         """The run's events in order of seq, behind `after_seq`; `types` and `kinds` restrict them.
 
         With `from_checkpoint` they begin at the run's last checkpoint, if it has one and that is later. With `follow`
-        it waits for further ones, outlives a restart of the daemon, and ends with the run.
+        it waits for further ones, outlives a restart of the daemon, and ends with the run. Where retention has dropped
+        some, `on_gap` is called with the Gap, before the events of the same page. NoSuchRun: the run was deleted.
         """
         if self._reader.off:
             return iter(())
         filters = {**self._name(), **present(types=_as_list(types), kinds=_as_list(kinds))}
         if from_checkpoint:
             after_seq = max(after_seq, (self.get().checkpoint_seq or 1) - 1)
-        return self._follow(filters, after_seq) if follow else self._stored(filters, after_seq)
+        return self._follow(filters, after_seq, on_gap) if follow else self._stored(filters, after_seq, on_gap)
 
-    def _stored(self, filters: Mapping[str, Any], after_seq: int) -> Iterator[Event]:
+    def _stored(
+        self, filters: Mapping[str, Any], after_seq: int, on_gap: Optional[Callable[[Gap], object]]
+    ) -> Iterator[Event]:
         next_seq: Optional[int] = after_seq
         with self._reader.connect() as connection:
             while next_seq is not None:
                 request = {**filters, "after_seq": next_seq, "limit": PAGE}
                 reply = connection.call("GetEvents", request, timeout=READ_TIMEOUT_S)
+                if on_gap is not None:
+                    for gap in reply["gaps"]:
+                        on_gap(Gap(**gap))
                 yield from map(Event.from_wire, reply["events"])
                 next_seq = reply.get("next_after_seq")
 
-    def _follow(self, filters: Mapping[str, Any], after_seq: int) -> Iterator[Event]:
+    def _follow(
+        self, filters: Mapping[str, Any], after_seq: int, on_gap: Optional[Callable[[Gap], object]]
+    ) -> Iterator[Event]:
         if self.get().ended:
-            yield from self._stored(filters, after_seq)
+            yield from self._stored(filters, after_seq, on_gap)
             return
         # The filter is applied here, because the run's end must be seen although the filter may leave it out.
         types, kinds = filters.get("types"), filters.get("kinds")
         run = {"namespace": self.namespace or "default", "run_id": self.run_id}
         with Follower(self._reader, Cursor(None, self._position(after_seq)), run) as follower:
+            follower.on_gap = lambda gap: self.get()  # NoSuchRun, unless an older run of this name is meant
             for event in follower:
                 wanted = (types is None or event.type in types) and (kinds is None or event.kind in kinds)
                 if wanted and event.seq > after_seq:

@@ -15,7 +15,7 @@ import os
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Dict, Iterator, Mapping, Optional, Sequence, Type, TypeVar, Union
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, Mapping, Optional, Sequence, Type, TypeVar, Union
 
 from .encoding import Unencodable, as_object, encode, plain_text, present, usage_members
 from .endings import CANCELLED, FAILED, cancel_reason, failure_members, outcome_of
@@ -23,7 +23,7 @@ from .faults import Faults
 from .outbox import Entry, Outbox
 from .protocol.errors import Refusal, RunClosed, RunhistError, StaleEpoch
 from .reading import RunReader
-from .records import TERMINAL_KINDS, Event, Receipt
+from .records import TERMINAL_KINDS, Event, Gap, Receipt
 from .step import Recording, Step, innermost_step
 
 if TYPE_CHECKING:
@@ -285,13 +285,14 @@ class Run(Recording):
         after_seq: int = 0,
         types: Optional[Sequence[str]] = None,
         kinds: Optional[Sequence[str]] = None,
+        on_gap: Optional[Callable[[Gap], object]] = None,
     ) -> Iterator[Event]:
         """The run's events as they are stored (see `RunReader.events`), after what this handle recorded before."""
         link, outbox = self._link, self._outbox
         if link is not None and outbox is not None:
             link.wait(lambda: outbox.settled, self._history.deadline)
         reader = RunReader(self._history._reader, self.namespace, self._run_id)
-        return reader.events(follow=follow, after_seq=after_seq, types=types, kinds=kinds)
+        return reader.events(follow=follow, after_seq=after_seq, types=types, kinds=kinds, on_gap=on_gap)
 
     def _settle_last(self) -> None:
         """The last flush of a block: what is not stored in time counts as faults, and waits on."""

@@ -15,6 +15,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 import trio
+from attrs import frozen
 
 from runhistd.config import Config
 from runhistd.model.errors import Damaged, Refusal
@@ -47,14 +48,25 @@ def policy_of(config: Config) -> Policy:
     return Policy(limits, config.incomplete_grace_days, tuple(overrides), config.events)
 
 
+@frozen
+class Clocks:
+    """The wall clock, and the one that counts from the boot, sleep included; both in seconds."""
+
+    wall_s: Callable[[], float]
+    boot_s: Callable[[], float]
+
+
 class Collector:
     """Carries out passes, one at a time. `settings` gives the configuration in force."""
 
-    def __init__(self, settings: Callable[[], Config], look: Look, sweeper: Sweeper) -> None:
+    def __init__(
+        self, settings: Callable[[], Config], look: Look, sweeper: Sweeper, clocks: Clocks = Clocks(time.time, boot_time_s)
+    ) -> None:
         self._settings = settings
         self._look = look
         self._sweeper = sweeper
-        self._clock = ClockWatch(time.time(), boot_time_s())
+        self._clocks = clocks
+        self._clock = ClockWatch(clocks.wall_s(), clocks.boot_s())
         self._one_at_a_time = trio.Lock()
         self._rescheduled = trio.Event()
         self._last_us: int | None = None
@@ -90,7 +102,7 @@ class Collector:
     async def collect(self, *, dry_run: bool) -> tuple[list[Decision], str | None]:
         """One pass: what goes, and which rule was skipped. Raises a Refusal halfway when the disk is full."""
         async with self._one_at_a_time:
-            trust_clock = self._clock.trusts(time.time(), boot_time_s())
+            trust_clock = self._clock.trusts(self._clocks.wall_s(), self._clocks.boot_s())
             skipped = None if trust_clock else SKIPPED
             decisions = await self._look(policy_of(self._settings()), now_us(), trust_clock)
             if dry_run:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+import runhist
 from runhist.connection import Connection
 from runhist.paths import SocketChoice
 from tests.client.cli.shells import run
@@ -173,7 +174,9 @@ def test_appends_go_on_while_a_pass_works(daemon: Daemon, wait_until: Wait) -> N
         other.connection.close()
 
 
-def test_output_is_dropped_after_its_days_and_the_run_stays(daemon: Daemon, wait_until: Wait) -> None:
+def test_output_is_dropped_after_its_days_and_the_run_stays(
+    daemon: Daemon, wait_until: Wait, monkeypatch: pytest.MonkeyPatch
+) -> None:
     runs = Runs(daemon.start())
     begin = {"run": {"run_id": "r"}, "lease_key": "00000000-0000-4000-8000-00000000cccc"}
     epoch = runs.connection.call("BeginRun", begin)["epoch"]
@@ -197,4 +200,10 @@ def test_output_is_dropped_after_its_days_and_the_run_stays(daemon: Daemon, wait
     assert runs.ids() == {"r"}
     assert runs.gc() == []
     assert b"rule: events.output" in run("logs", "r", env=daemon.env).stderr
+    monkeypatch.setenv("RUNHIST_SOCKET", str(daemon.socket))
+    gaps: list[runhist.Gap] = []
+    history = runhist.connect()
+    assert [event.seq for event in history.run("r").events(follow=True, on_gap=gaps.append)] == [1, 5]
+    history.close()
+    assert gaps == [runhist.Gap("default", "r", 2, 4, "events.output")]
     runs.connection.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,6 +18,7 @@ from runhist.protocol.errors import (
     NoSuchRun,
     NotAllowed,
     Refusal,
+    RunDeleted,
     SequenceGap,
     StaleEpoch,
     TooLarge,
@@ -126,11 +128,18 @@ def test_a_stale_epoch_counts_what_it_says_is_stored_and_gives_the_rest_up() -> 
     assert box.depart() is None
 
 
-def test_a_refusal_of_the_run_gives_everything_up_at_once() -> None:
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        NoSuchRun(namespace="default", run_id="r"),
+        RunDeleted(namespace="default", run_id="r", rule="deleted", deleted_us=1),
+    ],
+)
+def test_a_refusal_of_the_run_gives_everything_up_at_once(refusal: Refusal) -> None:
     box = outbox("a", "b", "c")
     departure = box.depart()
     assert departure is not None
-    box.refuse(departure.flight, NoSuchRun(namespace="default", run_id="r"))
+    box.refuse(departure.flight, refusal)
     assert box.settled and box.faults.count == 3 and box.faults.take_pending() is None
 
 

@@ -166,6 +166,25 @@ def test_a_follower_in_python_is_told_of_the_gap(recorder: Recorder, monkeypatch
     assert gaps == [runhist.Gap("default", "one-1111", 1, 2, "deleted")]
 
 
+def test_following_a_run_in_python_ends_when_it_is_deleted(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RUNHIST_SOCKET", str(recorder.daemon.socket))
+    epoch = recorder.begin("one-1111")
+    history = runhist.connect()
+    events = history.run("one-1111").events(follow=True, after_seq=1)
+    stored = {"run_id": "one-1111", "epoch": epoch}
+    recorder.connection.call("Append", {**stored, "events": [{"type": "note", "key": "a"}]})
+    assert next(events).type == "note"
+    recorder.daemon.stop()  # so that the follower is behind when the run ends and goes
+    recorder.daemon.start()
+    recorder.connection.close()
+    recorder.connection = Connection.open(SocketChoice((recorder.daemon.socket,), "a test", True))
+    recorder.connection.call("Append", {**stored, "events": [{"type": "run.completed", "key": "end"}]})
+    recorder.connection.call("DeleteRun", {"run_id": "one-1111"})
+    with pytest.raises(NoSuchRun):
+        next(events)
+    history.close()
+
+
 def test_deleting_what_a_follower_still_reads_from_memory_tells_it_too(recorder: Recorder) -> None:
     recorder.closed("one-1111", notes=300)
     replies = recorder.connection.stream("Follow", {"cursor": {"position": 0}})
