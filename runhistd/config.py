@@ -234,7 +234,9 @@ def load(path: Path, *, required: bool = False) -> Config:
         raise ConfigFaults(path, [("", f"cannot be read: {error.strerror}")]) from error
     except UnicodeDecodeError as error:
         raise ConfigFaults(path, [("", f"is not UTF-8 text, at byte {error.start}")]) from error
-    except tomllib.TOMLDecodeError as error:
+    except RecursionError as error:
+        raise ConfigFaults(path, [("", "is nested too deep")]) from error
+    except ValueError as error:  # TOMLDecodeError, and a number of thousands of digits
         raise ConfigFaults(path, [("", f"is not TOML: {error}")]) from error
     return parse(document, path)
 

@@ -325,6 +325,7 @@ VERIFY_USAGE: Final = f"SELECT step_id, attempt, provider, model, {_AMOUNTS} FRO
 VERIFY_MARKS: Final = f"SELECT response_id, {_AMOUNTS} FROM usage_marks WHERE run = ?"  # noqa: S608
 VERIFY_WRITERS: Final = "SELECT writer, last_n FROM writers WHERE run = ?"
 VERIFY_KEYS: Final = "SELECT key, seq FROM keys WHERE run = ?"
+VERIFY_BLOBS: Final = "SELECT DISTINCT sha256, size FROM blobs"
 VERIFY_POSITION: Final = "SELECT (SELECT position FROM history), (SELECT max(position) FROM events)"
 _LOST: Final = "run NOT IN (SELECT run FROM runs) AND run NOT IN (SELECT run FROM tombstones WHERE cleared = 0)"
 ORPHANED_ROWS: Final = f"""

@@ -6,6 +6,7 @@ memory. It shares the fold with the log and nothing else: what it compares is wh
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,7 @@ def verify(database: Path, progress: Callable[[int, int], None]) -> Verdict:
             _verify_run(connection, number, verdict)
             progress(verdict.runs, of)
         _verify_file(connection, verdict)
+        _verify_blobs(connection, database.parent / "blobs", verdict)
     finally:
         connection.close()
     return verdict
@@ -80,6 +82,25 @@ def _verify_file(connection: apsw.Connection, verdict: Verdict) -> None:
     ((counted, newest),) = connection.execute(sql.VERIFY_POSITION)
     if newest is not None and newest > counted:
         verdict.differences.append(Difference(None, None, "position counter", f">= {newest}", str(counted)))
+
+
+def _verify_blobs(connection: apsw.Connection, directory: Path, verdict: Verdict) -> None:
+    """Every content that a run uses must be there, and be what its name says."""
+    rows: list[Any] = connection.execute(sql.VERIFY_BLOBS).fetchall()
+    for sha256, size in rows:
+        name = sha256.hex()
+        found = _measure(directory / name[:2] / name)
+        if found != f"{size} bytes, {name}" and connection.execute(sql.HOLDERS_OF_BLOB, (sha256,)).get:
+            verdict.differences.append(Difference(None, None, f"content {name[:12]}", f"{size} bytes, {name}", found))
+
+
+def _measure(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            return f"{file.tell()} bytes, {digest}"
+    except OSError as error:
+        return str(error.strerror)
 
 
 def _verify_run(connection: apsw.Connection, number: int, verdict: Verdict) -> None:

@@ -21,6 +21,7 @@ import runhist
 from runhist.connection import Connection
 from runhist.paths import SocketChoice
 from runhist.protocol.errors import InvalidParameter, NoSuchArtifact, NoSuchBlob, RunClosed
+from runhistd.store.verify import verify
 from tests.client.cli.shells import run
 
 if TYPE_CHECKING:
@@ -314,3 +315,31 @@ def test_a_python_program_records_and_keeps_files(made: Made, tmp_path: Path, mo
     kept, missing = made.listed("p")
     assert made.get("p", kept["blob"]) == b"content"
     assert (missing["name"], missing["blob"]) == (str(tmp_path / "none"), None)
+
+
+def test_verify_tells_content_that_is_lost_or_damaged(made: Made) -> None:
+    epoch = made.begin("r")
+    good, lost, damaged = (
+        made.put(content, upload=UPLOAD.replace("ff", f"f{i}")) for i, content in enumerate((b"good", b"lost", b"damaged"))
+    )
+    for i, sha256 in enumerate((good, lost, damaged)):
+        made.record("r", epoch, str(i), blob=sha256)
+    assert verify(made.daemon.database, lambda checked, of: None).differences == []
+    for file in made.files():
+        if file.name == lost:
+            file.unlink()
+        if file.name == damaged:
+            file.write_bytes(b"damagxd")
+    found = verify(made.daemon.database, lambda checked, of: None).differences
+    assert {difference.what for difference in found} == {f"content {lost[:12]}", f"content {damaged[:12]}"}
+
+
+def test_kept_content_counts_towards_the_size_of_the_history(made: Made, wait_until: Wait) -> None:
+    for run_id in ("old", "young"):
+        epoch = made.begin(run_id)
+        made.record(run_id, epoch, "a", blob=made.put(run_id.encode() * 400_000, chunk=500_000))
+        made.end(run_id, epoch)
+    assert made.connection.call("CollectGarbage", {"dry_run": True})["decisions"] == []
+    made.daemon.config_file.write_text("[retention]\nmax_bytes = 2_500_000\n")
+    wait_until(lambda: len(made.connection.call("ListRuns", {})["runs"]) == 1, "the older one is gone")
+    assert made.listed("young")

@@ -149,3 +149,8 @@ def test_only_events_without_effect_may_be_dropped(tmp_path: Path) -> None:
     assert config.load(path).events == {"output": 7, "note": None}
     faults = faults_of("[retention.events]\nusage = 7\noutput = 0\n'step.started' = 1\n", tmp_path)
     assert set(faults) == {"retention.events.usage", "retention.events.output", "retention.events.step.started"}
+
+
+@pytest.mark.parametrize("text", ["x = " + "[" * 100_000, "x = " + "9" * 10_000])
+def test_a_file_that_no_parser_can_take_is_one_fault_too(text: str, tmp_path: Path) -> None:
+    assert list(faults_of(text, tmp_path)) == [""]
