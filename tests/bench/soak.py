@@ -2,16 +2,18 @@
 
     python -m tests.bench.soak --minutes 5
 
-A private daemon in a temporary directory keeps five runs of each agent and looks every second. Writers begin runs, fill
-and end them and time every append; a follower reads everything and checks that what it misses is told as a gap; one more
-deletes runs by name. Halfway through, when all has settled, what the daemon takes is the measure; at the end it must not
-have grown by more than half, and the history must agree with its events.
+A private daemon in a temporary directory keeps five runs of each agent and looks every second. Writers begin runs, keep an
+artifact, fill and end them and time every append; a follower reads everything and checks the order; one more deletes runs
+by name. The most that the daemon takes in the first half is the measure; in the second half it must not be more than half
+as much again, and the history must agree with its events.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import os
+import random
 import re
 import signal
 import subprocess
@@ -23,6 +25,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from uuid import uuid4
 
+from runhist import artifacts
 from runhist.connection import Connection
 from runhist.paths import SOCKET_NAME, SocketChoice
 from runhist.protocol.errors import NoSuchRun, RunhistError, RunLive
@@ -31,9 +34,10 @@ from runhistd.store.verify import verify
 SETTINGS = "[retention]\nmax_runs_per_agent = 5\nmax_bytes = 20_000_000\ninterval_s = 1\n"
 WRITERS = 3
 RUN_EVENTS = 50
+CONTENTS = [bytes([i]) * 100_000 for i in range(20)]  # few, because unused ones stay for an hour
 EVENT_BYTES = 2000
 GROWTH = 1.5  # of what was taken halfway; more is a leak
-SLACK = {"database": 8_000_000, "wal": 8_000_000, "memory": 16_000_000, "descriptors": 5}
+SLACK = {"database": 8_000_000, "wal": 8_000_000, "blobs": 5, "memory": 16_000_000, "descriptors": 5}
 """What each may grow by in any case: the pages that wait to be given back, the log between two checkpoints."""
 
 
@@ -69,13 +73,16 @@ class Soak:
                 run_id = str(uuid4())
                 spec = {"run_id": run_id, "agent_id": f"agent-{writer}"}
                 epoch = connection.call("BeginRun", {"run": spec, "lease_key": str(uuid4())})["epoch"]
+                kept = artifacts.put(connection, io.BytesIO(random.choice(CONTENTS)))
+                artifact = {"type": "artifact", "key": "a", "data": {"name": "a", **kept}}
+                connection.call("Append", {"run_id": run_id, "epoch": epoch, "events": [artifact]})
                 for i in range(RUN_EVENTS + 1):
                     kind = "run.completed" if i == RUN_EVENTS else "output"
                     event = {"type": kind, "key": str(i), "data": {"text": "x" * EVENT_BYTES}}
                     began = time.perf_counter()
                     connection.call("Append", {"run_id": run_id, "epoch": epoch, "events": [event]})
                     self.latencies_us.append(int((time.perf_counter() - began) * 1_000_000))
-                self.counts["appended"] += RUN_EVENTS + 2
+                self.counts["appended"] += RUN_EVENTS + 3
 
     def follow(self) -> None:
         """Everything from the beginning; positions must grow."""
@@ -123,6 +130,7 @@ class Soak:
         return {
             "database": (self.state_dir / "history.db").stat().st_size,
             "wal": wal.stat().st_size if wal.exists() else 0,
+            "blobs": sum(path.is_file() for path in (self.state_dir / "blobs").rglob("*")),
             "memory": int(memory_kib[1]) * 1024 if memory_kib else 0,
             "descriptors": len(list(Path(f"/proc/{self.process.pid}/fd").iterdir())),
         }
