@@ -30,6 +30,7 @@ MAY_IMPORT = {
     "runhist.identity": set(),
     "runhist.paths": set(),
     "runhist.protocol": {"runhist.protocol.*"},
+    "runhist.spool": {"runhist.identity", "runhist.ids", "runhist.paths", "runhist.protocol.*"},
 }
 NOT_IN_MODEL = {"apsw", "trio", "os", "io", "pathlib", "socket", "subprocess", "time", "random", "secrets", "threading"}
 NOT_IN_MODEL |= {"logging", "shutil", "tempfile", "select", "signal", "sqlite3", "cattrs", "watchfiles"}

@@ -24,6 +24,7 @@ from .protocol.errors import InvalidParameter, RunhistError
 from .reading import Follower, Reader, RunReader, follow_from
 from .records import Cursor, InterruptedRun, RunRecord
 from .run import Run
+from .spool import MAX_SPOOL_BYTES, Spool
 
 DEADLINE_S = 5.0
 WINDOW_EVENTS = 10_000
@@ -39,12 +40,14 @@ def connect(
     require: bool = False,
     deadline: float = DEADLINE_S,
     window: int = WINDOW_EVENTS,
+    spool_bytes: int = MAX_SPOOL_BYTES,
 ) -> History:
     """The history of this user. Nothing is connected yet: the first call that needs the daemon does that.
 
     `namespace` is the default of its runs. With `errors="raise"` a recording fault is raised at the next call instead of
     only being logged and counted. `require` insists on recording. `deadline` is how many seconds a call may wait;
-    `window` how many events (and 16 MiB) of all its runs may wait in memory for the daemon.
+    `window` how many events (and 16 MiB) of all its runs may wait in memory for the daemon. While there is no daemon to
+    connect to, events go to the spool, which may have `spool_bytes`; with `require` there is none.
     """
     if errors not in ("log", "raise"):
         raise ValueError(f'errors must be "log" or "raise", not {errors!r}')
@@ -56,7 +59,8 @@ def connect(
     if off is not None:
         journal.add("off", f"recording is off: {off}", logging.INFO)
     journal.write()
-    link = None if choice is None else Link(choice, window, WINDOW_BYTES)
+    spool = None if choice is None or require else Spool(choice, spool_bytes)
+    link = None if choice is None else Link(choice, window, WINDOW_BYTES, spool)
     return History(link, journal, namespace, errors == "raise", require or wish == "on", deadline, window)
 
 
@@ -97,8 +101,10 @@ class History:
 
     @property
     def mode(self) -> Mode:
-        """ "recording" (events wait in memory while the daemon is away) or "off" (also in a child after fork)."""
-        return "off" if self._link is None or self._link.forked else "recording"
+        """ "recording", "spooling" (the daemon is away, and events go to the disk) or "off" (also in a child after fork)."""
+        if self._link is None or self._link.forked:
+            return "off"
+        return "spooling" if self._link.spools else "recording"
 
     def close(self) -> None:
         """Close the connection. A run that is used again makes a new one and sends what is unacknowledged again."""
@@ -226,7 +232,10 @@ class History:
         if room:
             with link.lock:
                 link.take(outbox)
-            if link.wait(lambda: outbox.epoch is not None or outbox.refused is not None, self.deadline):
+            if link.wait(
+                lambda: outbox.epoch is not None or outbox.refused is not None or link.saved(outbox), self.deadline
+            ):
+                self._note_spooling(link)
                 return
         why = self._why_not()
         if self._require or self._raising:
@@ -237,6 +246,10 @@ class History:
                 outbox.faults.add(type(why).__name__, why, text)
             else:
                 outbox.give_up(why)
+
+    def _note_spooling(self, link: Link) -> None:
+        if link.spools:
+            self._journal.add("spooling", f"recording goes to the spool for now: {link.trouble}")
 
     def _why_not(self) -> RunhistError:
         assert self._link is not None

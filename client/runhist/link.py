@@ -13,6 +13,9 @@ come at later calls, further and further apart. A daemon that has no room or is 
 When a wait has run out, the following ones are short until the daemon answers again: an engine that begins many runs
 while the daemon is away is held up once and not each time.
 
+While nobody can be connected to, every pump moves what waits into the spool, if the link was given one; `saved` tells.
+What the spool does not take goes on waiting in memory.
+
 After fork() the child must not write between the parent's bytes. Its copy of the link is closed at once and for good,
 which closes the child's descriptor only; the parent goes on.
 """
@@ -34,23 +37,28 @@ from .outbox import Flight, Outbox
 from .paths import SocketChoice
 from .protocol.errors import Damaged, Refusal, RunhistError, ShuttingDown, StorageFull
 from .protocol.machine import MAX_FRAME_BYTES, Reply
+from .spool import Spool, SpoolFault
 
 SEND_AHEAD_BYTES = 64 * 1024  # what is handed to a full socket; the rest waits and is coalesced
 FIRST_PAUSE_S = 0.05
 LONGEST_PAUSE_S = 2.0
 IMPATIENT_S = 0.25  # ample for a healthy daemon to answer
 
+_AWAY = frozenset({"not_installed", "not_running", "refused"})  # reasons for which a start of the daemon is the cure
 _PASSING = (StorageFull, Damaged, ShuttingDown)  # refusals that say nothing against the call: try again later
 
 
 class Link:
     """See the module. `lock` guards the link, its outboxes and everything of their runs that changes."""
 
-    def __init__(self, choice: SocketChoice, window: int, window_bytes: int) -> None:
+    def __init__(self, choice: SocketChoice, window: int, window_bytes: int, spool: Optional[Spool] = None) -> None:
         self.choice = choice
+        self.away = False  # nobody could be connected to at the last try
+        self.spool_fault: Optional[SpoolFault] = None
         self.lock = threading.RLock()
         self.forked = False
         self._trouble: Optional[RunhistError] = None
+        self._spool = spool
         self._window = window
         self._window_bytes = window_bytes
         self._frame_bytes = MAX_FRAME_BYTES
@@ -97,16 +105,49 @@ class Link:
                 if self._reader in (None, threading.get_ident()):
                     self._receive(self._connection)
                 self._send(self._connection)
+            if self._connection is None:
+                self._save()
         except (Unreachable, *_PASSING) as trouble:
             self._lose(trouble)
+            self._save()
         except BaseException:
             self._lose(None)
             raise
         finally:
             self._pumping = False
 
+    def saved(self, outbox: Outbox) -> bool:
+        """Whether the daemon is away and all that it has not acknowledged is on the disk. May sync."""
+        if not self.away or not outbox.is_saved:
+            return False
+        try:
+            outbox.sync()
+        except SpoolFault as fault:
+            self.spool_fault = fault
+            return False
+        return True
+
+    def seal(self, outbox: Outbox) -> None:
+        """Leave to the daemon what is spooled of a run that has ended."""
+        if self.saved(outbox):
+            try:
+                outbox.seal()
+            except OSError:
+                return  # it stays open, and the daemon takes it when this process is dead
+            self._outboxes.pop(outbox, None)
+
+    @property
+    def spools(self) -> bool:
+        """Whether events go to the spool now."""
+        return self.away and self._spool is not None and not self.forked
+
     def why_not(self) -> RunhistError:
         """Why what was handed over is not stored yet."""
+        return self.spool_fault or self.trouble
+
+    @property
+    def trouble(self) -> RunhistError:
+        """What is wrong with the connection."""
         return self._trouble or Unreachable("timeout", self.choice.sockets, self.choice.why)
 
     def close(self) -> None:
@@ -193,6 +234,7 @@ class Link:
     def _connect_if_due(self) -> None:
         if self._connection is None and self._outboxes and time.monotonic() >= self._retry_at:
             self._connection = Connection.open(self.choice, timeout=0)
+            self.away = False
             self._flights.append(None)
             self._connection.send("Describe", {})
 
@@ -205,6 +247,9 @@ class Link:
             try:
                 if flight is None:
                     self._frame_bytes = reply.parameters["limits"]["frame_bytes"]
+                    if self._spool is not None:
+                        self._spool.instance_id = reply.parameters["instance_id"]
+                    self.spool_fault = None
                     continue
                 flight.outbox.arrive(flight, reply.parameters)
             except (KeyError, TypeError) as error:
@@ -242,6 +287,8 @@ class Link:
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
+        elif isinstance(trouble, Unreachable):
+            self.away = trouble.reason in _AWAY
         self._flights.clear()
         for outbox in list(self._outboxes):
             outbox.rewind()
@@ -251,6 +298,17 @@ class Link:
             self._failures += 1
             self._retry_at = time.monotonic() + pause * random.uniform(0.5, 1.0)
         self._wake_sleepers()
+
+    def _save(self) -> None:
+        """Move what waits into the spool while the daemon is away."""
+        if not self.away or self._spool is None:
+            return
+        try:
+            for outbox in list(self._outboxes):
+                outbox.save(self._spool)
+            self.spool_fault = None
+        except SpoolFault as fault:
+            self.spool_fault = fault
 
     def abandon(self) -> None:
         """In the child after fork(): close our copy of the descriptor, and never record again."""

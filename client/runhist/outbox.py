@@ -1,4 +1,4 @@
-"""The events of one run handle on their way to the daemon: numbering, batches, receipts and refusals. No I/O.
+"""The events of one run handle on their way to the daemon: numbering, batches, receipts and refusals. No I/O but the spool's.
 
 Theory of operation. An event waits, then flies (it was sent on the present connection), then is acknowledged and
 forgotten. It gets its n when it is sent, as the one after its predecessor's, so n never has a hole. When the connection
@@ -9,12 +9,18 @@ guilty one. It is dropped and counted, and its n goes to the next event.
 
 Until BeginRun is answered there is no epoch to append under, so events wait for it; BeginRun is repeated under the same
 lease_key, which makes that safe.
+
+While the daemon is away, `save` moves what waits into a spool file, numbered as it would have been sent; what comes
+meanwhile waits behind it. When the daemon is back, what is in the file is read back a request at a time and sent before
+anything newer, and the file goes when all of it is acknowledged. An event from the file that is refused leaves a note in
+its place, so that the numbers in the file stay true for whoever reads it when this process is dead; such a file is kept.
 """
 
 from __future__ import annotations
 
+import json
 from collections import deque
-from typing import Any, Deque, Mapping, NamedTuple, Optional
+from typing import Any, Deque, List, Mapping, NamedTuple, Optional
 
 from .encoding import encode, present
 from .faults import Faults
@@ -30,6 +36,7 @@ from .protocol.errors import (
     TooLarge,
 )
 from .protocol.machine import MAX_FRAME_BYTES
+from .spool import DamagedSpool, Spool, SpoolFile
 
 MAX_BATCH_EVENTS = 100
 MAX_BATCH_BYTES = 256 * 1024
@@ -41,12 +48,14 @@ _OF_THE_RUN = (StaleEpoch, NoSuchRun, RunDeleted, PermissionDenied)  # refusals 
 class Entry:
     """An encoded event; `n` is 0 until it is sent, and may be lower when it is sent again."""
 
-    __slots__ = ("encoded", "n", "type")
+    __slots__ = ("encoded", "is_substitute", "n", "saved", "type")
 
-    def __init__(self, type: str, encoded: bytes) -> None:
+    def __init__(self, type: str, encoded: bytes, n: int = 0, saved: bool = False) -> None:
         self.type = type
         self.encoded = encoded
-        self.n = 0
+        self.n = n
+        self.saved = saved  # it is in the spool file too
+        self.is_substitute = False
 
 
 class Flight(NamedTuple):
@@ -95,20 +104,31 @@ class Outbox:
         self._acked_n = 0
         self._round = 0
         self._alone_to = 0  # events up to this n are sent one at a time
+        self._file: Optional[SpoolFile] = None
+        self._saved_n = 0  # the last n in the file
+        self._saved_begin = False
+        self._saved_refusal = ""  # why the file is to be kept
+        self._behind: Deque[Entry] = deque()  # come after what is still to be read from the file
 
     @property
     def held_events(self) -> int:
-        """How many events are not acknowledged, BeginRun counted as one."""
-        return len(self._waiting) + len(self._flying) + (self.epoch is None and self.refused is None)
+        """How many events are in memory only, BeginRun counted as one."""
+        begins = self.epoch is None and self.refused is None and not self._saved_begin
+        return len(self._waiting) + len(self._flying) + len(self._behind) + begins
 
     @property
     def settled(self) -> bool:
         """Whether nothing is left to send or to hear."""
-        return self.held_events == 0
+        return self.held_events == 0 and self._file is None
+
+    @property
+    def is_saved(self) -> bool:
+        """Whether all that is not acknowledged is in the spool."""
+        return self._file is not None and (self.epoch is not None or self._saved_begin) and not self._unsaved()
 
     def add(self, entry: Entry) -> None:
         """Take an event; it is the last one of the run so far."""
-        self._waiting.append(entry)
+        (self._behind if self._file is not None and self._file.has_unread else self._waiting).append(entry)
         self.held_bytes += len(entry.encoded)
 
     def depart(self, frame_bytes: int = MAX_FRAME_BYTES) -> Optional[Departure]:
@@ -120,6 +140,8 @@ class Outbox:
                 return None
             self._begin_flies = True
             return Departure("BeginRun", self._begin, Flight(self, self._round))
+        if not self._waiting and self._file is not None:
+            self._read_back(self._file)
         batch = self._next_batch(frame_bytes - ENVELOPE_BYTES)
         if not batch:
             return None
@@ -169,6 +191,8 @@ class Outbox:
             self.held_bytes -= len(self._begin or b"")
             self._begin = None
             self.epoch = parameters["epoch"]
+            self._head = b""  # the spool's had none
+            self._finish_file()
             return
         self.stored += parameters["stored"]
         self.duplicates += parameters["duplicates"]
@@ -177,6 +201,7 @@ class Outbox:
             self.last_seq = parameters["last_seq"]
         self._acked_n = flight.last_n
         self._forget_acked(self._flying)
+        self._finish_file()
 
     def refuse(self, flight: Flight, refusal: Refusal) -> None:
         """Take a typed error that answers a call."""
@@ -211,14 +236,18 @@ class Outbox:
         lost = self.held_events
         self.refused = error
         self._waiting.clear()
+        self._behind.clear()
         self.held_bytes = 0
+        if self._file is not None:
+            self._file.put_aside(str(error))
+            self._file = None
         self.faults.add(type(error).__name__, error, f"run {self.run_id} cannot be recorded: {error}", lost)
 
     def _forget_acked(self, entries: Deque[Entry]) -> None:
         # The acknowledged n is set before its events go, so an interrupt in between makes nothing be numbered anew.
         while entries and 0 < entries[0].n <= self._acked_n:
             self.held_bytes -= len(entries.popleft().encoded)
-        if not self._waiting and not self._flying:
+        if not self._waiting and not self._flying and not self._behind:
             self.held_bytes = len(self._begin or b"")  # without what interrupts made it drift
 
     def _note_stored(self, last_n: int) -> None:
@@ -228,6 +257,7 @@ class Outbox:
             self.stored += known
             self._acked_n = last_n
             self._forget_acked(self._waiting)
+            self._finish_file()
 
     def _follow_gap(self, expected: int) -> None:
         """The daemon waits for another n than the one after the last acknowledged."""
@@ -238,13 +268,126 @@ class Outbox:
             f"the history no longer has events of run {self.run_id} that it had acknowledged (an older copy was put back?)"
         )
         self.faults.add("history_lost", HistoryLost(text), text, max(1, self._acked_n - expected + 1))
+        self._saved_refusal = text
+        self._count_anew()
+
+    def _count_anew(self) -> None:
+        """What is unacknowledged is not stored under this writer: it becomes another, with a count of its own."""
         self._head = b""
-        self._writer = new_uuid()  # what is unacknowledged is not stored, and begins a count of its own
+        self._writer = new_uuid()
         self._acked_n = self._alone_to = 0
 
     def _drop(self, refusal: Refusal) -> None:
-        """Give the first waiting event up; the next one gets its n."""
-        entry = self._waiting.popleft()
-        self.held_bytes -= len(entry.encoded)
+        """Give the first waiting event up; the next one gets its n, or a note if it is one of the spool's."""
+        entry = self._waiting[0]
+        if entry.saved and not entry.is_substitute:
+            self._substitute(entry, refusal)
+        elif entry.saved:
+            self.give_up(refusal)  # not even the note: the numbers of the file cannot be kept up
+            return
+        else:
+            self._waiting.popleft()
+            self.held_bytes -= len(entry.encoded)
         text = f"an event of type {entry.type!r} of run {self.run_id} was refused: {refusal}"
         self.faults.add(refusal.name, refusal, text)
+
+    # the spool
+
+    def _unsaved(self) -> List[Entry]:
+        return [entry for entry in (*self._waiting, *self._flying, *self._behind) if not entry.saved]
+
+    def save(self, spool: Spool) -> None:
+        """Move what is not acknowledged into the spool; nothing may fly. Raises SpoolFault: the rest waits in memory."""
+        if self.refused is not None or self.is_saved or self.settled:
+            return
+        if self._file is None:
+            self._file = spool.create(self._lease_key(), self.namespace, self.run_id)
+            self._saved_n = self._acked_n
+            self._saved_begin = False
+        if self._begin is not None and not self._saved_begin:
+            self._file.write("BeginRun", self._begin)
+            self._saved_begin = True
+        unsaved = self._unsaved()
+        while unsaved:
+            batch, size = [unsaved[0]], len(unsaved[0].encoded)
+            for entry in unsaved[1:MAX_BATCH_EVENTS]:
+                size += len(entry.encoded)
+                if size > MAX_BATCH_BYTES:
+                    break
+                batch.append(entry)
+            self._save_batch(self._file, batch)
+            unsaved = unsaved[len(batch) :]
+
+    def _save_batch(self, file: SpoolFile, batch: List[Entry]) -> None:
+        events = b",".join([entry.encoded for entry in batch])
+        file.write("Append", b'%s,"first_n":%d,"events":[%s]}' % (self._append_head(), self._saved_n + 1, events))
+        self._saved_n += len(batch)
+        gone = set(batch)
+        self._waiting = deque(entry for entry in self._waiting if entry not in gone)
+        self._behind = deque(entry for entry in self._behind if entry not in gone)
+        self.held_bytes -= sum(len(entry.encoded) for entry in batch)
+
+    def _lease_key(self) -> Optional[str]:
+        if self._begin is None:
+            return None
+        key: str = json.loads(self._begin)["lease_key"]
+        return key
+
+    def sync(self) -> None:
+        """Return when what is saved is on the disk. Raises SpoolFault."""
+        if self._file is not None:
+            self._file.sync()
+
+    def seal(self) -> None:
+        """Leave what is saved to the daemon; what comes later is another writer's. Raises OSError."""
+        if self._file is not None and self.is_saved:
+            self._file.seal()
+            self._file = None
+            self._waiting.clear()  # what was read back is in the file as well
+            self.held_bytes = len(self._begin or b"")
+            self._saved_begin = False
+            self._count_anew()
+
+    def _read_back(self, file: SpoolFile) -> None:
+        """Make the next request of the file wait, or, when there is no more, what came behind it."""
+        try:
+            while file.has_unread and not self._waiting:
+                request = file.read()
+                if request["method"] == "Append":
+                    parameters = request["parameters"]
+                    first_n = parameters["first_n"]
+                    for n, event in enumerate(parameters["events"], first_n):
+                        entry = Entry(event["type"], encode(event), n, saved=True)
+                        self._waiting.append(entry)
+                        self.held_bytes += len(entry.encoded)
+        except (DamagedSpool, OSError, ValueError, KeyError) as error:
+            text = f"the spool of run {self.run_id} cannot be read back: {error}"
+            self.faults.add("DamagedSpool", error, text)
+            file.put_aside(text)
+            self._file = None
+            self._count_anew()
+        if self._file is None or not file.has_unread:
+            self._waiting.extend(self._behind)
+            self._behind.clear()
+
+    def _finish_file(self) -> None:
+        """Remove the file when all that is in it is acknowledged."""
+        file = self._file
+        if file is None or self.epoch is None or file.has_unread or self._acked_n < self._saved_n:
+            return
+        if any(entry.saved for entry in (*self._waiting, *self._flying)):
+            return
+        self._file = None
+        if self._saved_refusal:
+            file.put_aside(self._saved_refusal)
+        else:
+            file.remove()
+
+    def _substitute(self, entry: Entry, refusal: Refusal) -> None:
+        """Put a note in the place of an event from the file."""
+        self._saved_refusal = f"an event of type {entry.type!r} was refused: {refusal}"
+        self.held_bytes -= len(entry.encoded)
+        note = {"text": self._saved_refusal, "type": entry.type}
+        entry.encoded = encode({"type": "note", "key": f"{self._writer}/{entry.n}", "data": note})
+        entry.is_substitute = True
+        self.held_bytes += len(entry.encoded)

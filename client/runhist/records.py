@@ -15,7 +15,8 @@ TERMINAL_KINDS = frozenset({"run.completed", "run.failed", "run.cancelled"})
 class Receipt(NamedTuple):
     """What became of the events that a run handle took since the last flush (at first: since it began).
 
-    `durable` is "committed" when every one of them is on disk, and otherwise "off": some wait still, or are lost
+    `durable` is "committed" when every one of them is in the history, "spooled" when those that are not are on disk in the
+    spool, to be taken from there when the daemon is back, and otherwise "off": some wait still in memory, or are lost
     (`faults` counts those). `stored` were new to the daemon, `duplicates` it had already. `last_seq` and `position` are
     those of the newest event whose receipt came; None before the first.
     """

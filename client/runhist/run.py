@@ -259,20 +259,24 @@ class Run(Recording):
     def flush(self, deadline: Optional[float] = None) -> Receipt:
         """Wait until everything is stored, at most `deadline` seconds (the history's, if none is given).
 
-        Raises what the daemon refused since the last flush. Events that are not stored in time wait on; the receipt
-        says "off" then.
+        Raises what the daemon refused since the last flush. While the daemon is away the receipt says "spooled" when all
+        of it is on the disk. Events that are not stored in time wait on; the receipt says "off" then.
         """
         link, outbox = self._link, self._outbox
         if link is None or outbox is None or link.forked:
             return Receipt("off", faults=self._faults.count)
         seconds = self._history.deadline if deadline is None else deadline
-        done = link.wait(lambda: outbox.settled, seconds, patient=True)
+        link.wait(lambda: outbox.settled or link.spool_fault is not None or link.saved(outbox), seconds, patient=True)
         with link.lock:
+            spooled = link.saved(outbox)
+            done = outbox.settled or spooled
             due = self._faults.take_pending()
             error: Optional[Exception] = self._faults.take_refused() or outbox.refused or due
             if error is None and not done:
                 error = self._not_in_time()
-            receipt = self._receipt(outbox, done)
+            receipt = self._receipt(outbox, done, spooled)
+            if self._ended:
+                link.seal(outbox)
         self._history._journal.write()
         if error is not None:
             raise error
@@ -290,7 +294,7 @@ class Run(Recording):
         """The run's events as they are stored (see `RunReader.events`), after what this handle recorded before."""
         link, outbox = self._link, self._outbox
         if link is not None and outbox is not None:
-            link.wait(lambda: outbox.settled, self._history.deadline)
+            link.wait(lambda: outbox.settled or link.saved(outbox), self._history.deadline)
         reader = RunReader(self._history._reader, self.namespace, self._run_id)
         return reader.events(follow=follow, after_seq=after_seq, types=types, kinds=kinds, on_gap=on_gap)
 
@@ -299,9 +303,11 @@ class Run(Recording):
         link, outbox = self._link, self._outbox
         if link is None or outbox is None or link.forked:
             return
-        done = link.wait(lambda: outbox.settled, self._history.deadline)
+        link.wait(lambda: outbox.settled or link.spool_fault is not None or link.saved(outbox), self._history.deadline)
         with link.lock:
-            if not done:
+            if link.saved(outbox):
+                link.seal(outbox)
+            elif not outbox.settled:
                 why = link.why_not()
                 self._faults.add(type(why).__name__, why, self._unstored(why), outbox.held_events)
         self._raise_due()
@@ -317,10 +323,10 @@ class Run(Recording):
     def _unstored(self, why: RunhistError) -> str:
         return f"run {self._run_id} is not stored to its end: {why}"
 
-    def _receipt(self, outbox: Outbox, done: bool) -> Receipt:
+    def _receipt(self, outbox: Outbox, done: bool, spooled: bool) -> Receipt:
         before, self._told = self._told, (outbox.stored, outbox.duplicates, self._faults.count)
         stored, duplicates, faults = (now - then for now, then in zip(self._told, before))
-        durable = "committed" if done and not faults and outbox.refused is None else "off"
+        durable = ("spooled" if spooled else "committed") if done and not faults and outbox.refused is None else "off"
         return Receipt(durable, stored, duplicates, outbox.last_seq, outbox.position, faults)
 
     # handing over
@@ -364,7 +370,7 @@ class Run(Recording):
             else:
                 why = self._history._why_not()
                 text = f"an event of run {self._run_id} is lost, because {self._history.window} wait already: {why}"
-                self._faults.add("window_full", why, text)
+                self._faults.add("window_full" if link.spool_fault is None else type(why).__name__, why, text)
 
     def _raise_due(self) -> None:
         """Log what waits to be logged, and raise what the engine must see."""

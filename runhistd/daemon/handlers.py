@@ -39,18 +39,20 @@ from runhistd.store.log import Request
 from . import calls
 from .blobs import Blobs
 from .collect import Collector
-from .commit import Committer, now_us
+from .commit import Committer, Outcome, now_us
 from .follow import PAGE_BYTES, PAGE_EVENTS, Page, Tail, encode_event, encode_gap, follow
 from .instance import Instance
 from .liveness import Liveness
 from .reload import Reload
 from .server import Connection, Peer, Reply
-from .sweep import Sweeper
+from .spool import Spools
+from .sweep import Asked, Sweeper
 
 MAX_READERS = 4
 LIST_LIMIT = 50
 MAX_LIST_LIMIT = 1000
 HEARTBEAT_S = 3600.0  # of followers that asked for none: the cursor of a quiet filter still moves
+SPOOLED_BYTES = 32 * 1024  # of one spooled request in the queue: a part of at most 1 MiB is 32 of them
 FEATURES: list[str] = []
 T = TypeVar("T")
 
@@ -81,6 +83,9 @@ class Service:
         self.blobs = Blobs(instance.state_dir, self.sweeper)
         self.collector = Collector(lambda: self.config, self._garbage, self.sweeper)
         self._blobs_cleaned = False
+        event_bytes = lambda: self.config.event_bytes  # noqa: E731 - it may be changed while the daemon serves
+        self.spools = Spools(instance.state_dir / "spool", instance_id, liveness.processes, event_bytes, self._ask_in_order)
+        liveness.drain_spools = self.spools.drain
         self.connections: set[Connection] = set()
         self.sockets: list[str] = []
         self.state = "recording"
@@ -94,6 +99,19 @@ class Service:
     def config(self) -> Config:
         """The settings in force."""
         return self.reload.current
+
+    async def _ask_in_order(self, requests: list[Request]) -> list[Outcome]:
+        """Have requests committed and wait for what became of them."""
+        await self.committer.wait_room()
+        asked = [Asked() for _ in requests]
+        for request, slot in zip(requests, asked, strict=True):
+            self.committer.submit(request, slot, SPOOLED_BYTES)
+        outcomes = []
+        for slot in asked:
+            await slot.settled.wait()
+            assert slot.outcome is not None
+            outcomes.append(slot.outcome)
+        return outcomes
 
     def submit(self, connection: Connection, call: calls.Envelope, reply: Reply) -> bool:
         """Queue a write; False when the call is none. Raises Refusal."""
@@ -352,6 +370,7 @@ async def get_status(service: Service, peer: Peer, call: calls.GetStatus) -> Any
             "retention": service.collector.status(),
             "runs": counts,
             "delayed": service.liveness.delayed(),
+            "spool": service.spools.status(),
             "commit": {
                 "commits": service.committer.commits,
                 "p50_us": sorted_us[len(sorted_us) // 2],

@@ -134,6 +134,7 @@ class Liveness:
         self._asked: set[Holder] = set()  # whom the kernel does not tell about by itself
         self._connections: defaultdict[Holder, set[Connection]] = defaultdict(set)
         self._dead: deque[_Held] = deque()
+        self.drain_spools: Callable[[], Awaitable[str]] = _nothing_spooled
         self._dead_found = trio.Event()
         self._asking_needed = trio.Event()
 
@@ -324,12 +325,19 @@ class Liveness:
         for connection in list(self._connections.get(held.holder, ())):
             connection.peer_died()
             await connection.heard_out()
+        while why := await self.drain_spools():
+            held.why_delayed = why
+            await trio.sleep(RETRY_S)
         while held.runs:
             verdicts = queue_verdicts(held, submit)
             await verdicts.settled.wait()
             if verdicts.refusal is not None:
                 held.why_delayed = f"the verdict cannot be stored: {type(verdicts.refusal).__name__}"
                 await trio.sleep(RETRY_S)
+
+
+async def _nothing_spooled() -> str:
+    return ""
 
 
 def queue_verdicts(held: _Held, submit: Submit) -> _Verdicts:

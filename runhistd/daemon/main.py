@@ -69,7 +69,7 @@ async def serve(
     service.state = "recording" if log is not None else "damaged"
     try:
         if log is not None:
-            adopt_orphans(service, log)
+            await adopt_orphans(service, log)
         async with open_listeners(user_sockets()) as endpoints:
             await serve_endpoints(service, endpoints, stop, task_status)
     except BaseException:
@@ -106,9 +106,19 @@ def read_only_history(instance: Instance) -> tuple[str, int]:
     return instance_id, counters.position
 
 
-def adopt_orphans(service: Service, log: EventLog) -> None:
-    """Take in who holds runs, and declare those orphaned whose processes died while there was no daemon."""
+async def adopt_orphans(service: Service, log: EventLog) -> None:
+    """Take in who holds runs and what was spooled, then declare those orphaned whose processes died while there was no daemon.
+
+    Where the spool could not be emptied the verdicts wait: they are tried again while the daemon serves.
+    """
     dead = service.liveness.take_over(log.held())
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(commit, service)
+        why = await service.spools.drain()
+        nursery.cancel_scope.cancel()
+    if why:
+        logger.error("the spool is not emptied", extra={"fields": {"why": why}})
+        return
     service.liveness.submit_verdicts(service.committer.submit)
     with noting_storage_faults(service):
         while service.committer.waiting:
@@ -127,6 +137,7 @@ async def serve_endpoints(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(watch_processes, service, endpoints)
             nursery.start_soon(service.reload.watch)
+            nursery.start_soon(service.spools.run)
             nursery.start_soon(service.sweeper.run)
             nursery.start_soon(service.collector.run)
             accepting = trio.CancelScope()

@@ -51,6 +51,7 @@ class Append(Struct, frozen=True):
     """A request to store events. `writer` and `first_n` come together; without them every event needs a key.
 
     `holder` is the process that sends; None when nobody is known to be alive behind it, as for what a dead process left.
+    `lease_key` stands for the epoch that was granted for it, where a spool's writer never learned it.
     """
 
     uid: int
@@ -61,6 +62,7 @@ class Append(Struct, frozen=True):
     first_n: int | None
     events: list[Event]
     holder: Holder | None = None
+    lease_key: UUID | None = None
 
     @property
     def reopens(self) -> bool:

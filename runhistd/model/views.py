@@ -199,6 +199,18 @@ class Delayed:
 
 
 @frozen
+class SpoolStatus:
+    """The spool: where, its files that wait and their bytes, requests taken from it since the daemon's start, and files that
+    were put aside because something in them was refused."""
+
+    directory: str
+    files: int
+    bytes: int
+    drained: int
+    quarantined: int
+
+
+@frozen
 class RunFilter:
     """Which runs a list is about; None does not restrict. `name` is a whole run_id, its beginning or its ending."""
 

@@ -31,6 +31,7 @@ from .database import PAGE_BYTES, SCHEMA_VERSION, Counters, StorageFault, open_w
 from .heads import CachedRun, Heads, Name, encode
 
 _STORAGE_ERRORS = (apsw.IOError, apsw.CorruptError, apsw.NotADBError, apsw.ReadOnlyError, apsw.CantOpenError)
+FOREIGN_EPOCH = 0  # never granted: of a lease_key that is not that of the run's newest lease
 _LEASE_ENDS = TERMINAL | {"paused"}
 _decode_usage = msgspec.json.Decoder(Usage).decode
 
@@ -281,6 +282,9 @@ class EventLog:
     def _append(self, request: Append, now_us: int) -> Appended:
         run = self.find(request.uid, request.namespace, request.run_id)
         lease = run.lease
+        if request.lease_key is not None:
+            holds = lease.key == request.lease_key.bytes
+            request = msgspec.structs.replace(request, epoch=run.head.epoch if holds else FOREIGN_EPOCH)
         last_n = self.last_n(run, request.writer)
         fresh = decide(run.head, request, last_n, self.stored_keys(run, request.events), lease.state, lease.owner_pid)
         if fresh:

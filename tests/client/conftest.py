@@ -182,6 +182,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[SmallHistory]:
     directory = Path(tempfile.mkdtemp(prefix="rh"))
     history = SmallHistory(directory / "socket")
     monkeypatch.setenv("RUNHIST_SOCKET", str(history.path))
+    monkeypatch.setenv("RUNHIST_STATE_DIR", str(directory / "state"))
     monkeypatch.delenv("RUNHIST", raising=False)
     history.open()
     yield history
