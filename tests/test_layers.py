@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "runhistd.demo": {"runhistd", "runhistd.demo.*", "runhist.*"},
     "runhistd.daemon": {
         *("runhistd", "runhistd.config", "runhistd.daemon.*", "runhistd.store.*", "runhistd.model.*"),
-        *("runhist", "runhist.identity", "runhist.paths", "runhist.protocol.*"),
+        *("runhist", "runhist.identity", "runhist.paths", "runhist.protocol.*", "runhist.spool"),
     },
     "runhistd.store": {"runhistd.store.*", "runhistd.model.*"},
     "runhistd.model": {"runhistd.model.*"},

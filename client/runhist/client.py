@@ -221,6 +221,7 @@ class History:
         except BaseException:
             with link.lock:
                 link.discard(outbox)  # nobody gets this run's handle, so it must not begin later
+                outbox.forget_spooled()
             raise
         finally:
             self._journal.write()
@@ -232,10 +233,12 @@ class History:
         if room:
             with link.lock:
                 link.take(outbox)
-            if link.wait(
-                lambda: outbox.epoch is not None or outbox.refused is not None or link.saved(outbox), self.deadline
-            ):
-                self._note_spooling(link)
+            link.wait(lambda: _is_taken(link, outbox) or link.spool_fault is not None, self.deadline)
+            with link.lock:
+                taken = _is_taken(link, outbox)
+            if taken:
+                if link.spools:
+                    self._journal.add("spooling", f"recording goes to the spool for now: {link.trouble}")
                 return
         why = self._why_not()
         if self._require or self._raising:
@@ -246,10 +249,6 @@ class History:
                 outbox.faults.add(type(why).__name__, why, text)
             else:
                 outbox.give_up(why)
-
-    def _note_spooling(self, link: Link) -> None:
-        if link.spools:
-            self._journal.add("spooling", f"recording goes to the spool for now: {link.trouble}")
 
     def _why_not(self) -> RunhistError:
         assert self._link is not None
@@ -321,3 +320,8 @@ class History:
             kinds=None if kinds is None else list(kinds),
         )
         return Follower(self._reader, follow_from(cursor), filters, tail)
+
+
+def _is_taken(link: Link, outbox: Outbox) -> bool:
+    """Whether a begin was answered, or is in the spool."""
+    return outbox.epoch is not None or outbox.refused is not None or link.saved(outbox)

@@ -1,4 +1,4 @@
-"""The events of one run handle on their way to the daemon: numbering, batches, receipts and refusals. No I/O but the spool's.
+"""The events of one run handle on their way to the daemon: numbering, batches, receipts, refusals. No I/O but the spool's.
 
 Theory of operation. An event waits, then flies (it was sent on the present connection), then is acknowledged and
 forgotten. It gets its n when it is sent, as the one after its predecessor's, so n never has a hole. When the connection
@@ -337,6 +337,12 @@ class Outbox:
         """Return when what is saved is on the disk. Raises SpoolFault."""
         if self._file is not None:
             self._file.sync()
+
+    def forget_spooled(self) -> None:
+        """Nothing of it is wanted."""
+        if self._file is not None:
+            self._file.remove()
+            self._file = None
 
     def seal(self) -> None:
         """Leave what is saved to the daemon; what comes later is another writer's. Raises OSError."""

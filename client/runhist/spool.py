@@ -127,11 +127,12 @@ def read_spool(path: Path) -> Tuple[Header, Iterator[SpooledRequest]]:
     A file that is not the user's own regular file, and one that has further lines behind a damaged one, is damaged.
     """
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    found = os.fstat(fd)
+    if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
+        os.close(fd)
+        raise DamagedSpool("it is no regular file of ours")
     file = os.fdopen(fd, "rb")
     try:
-        found = os.fstat(fd)
-        if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
-            raise DamagedSpool("it is no regular file of ours")
         first = decode_line(file.readline(MAX_LINE_BYTES))
         if first is None:
             raise DamagedSpool("its header is torn")
@@ -289,7 +290,7 @@ class SpoolFile:
 
     def read(self) -> Dict[str, Any]:
         """The next request that was not read back yet: method and decoded parameters. Raises DamagedSpool, OSError."""
-        with open(os.dup(self._fd), "rb") as file:
+        with os.fdopen(os.dup(self._fd), "rb") as file:
             file.seek(self._read_to)
             line = file.readline(MAX_LINE_BYTES)
         text = decode_line(line)

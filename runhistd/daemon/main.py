@@ -107,7 +107,7 @@ def read_only_history(instance: Instance) -> tuple[str, int]:
 
 
 async def adopt_orphans(service: Service, log: EventLog) -> None:
-    """Take in who holds runs and what was spooled, then declare those orphaned whose processes died while there was no daemon.
+    """Take in who holds runs and what was spooled; then declare orphaned what processes held that died meanwhile.
 
     Where the spool could not be emptied the verdicts wait: they are tried again while the daemon serves.
     """

@@ -37,7 +37,8 @@ def env(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> Daemon:
 
 def engine(env: Daemon, code: str) -> subprocess.Popen[bytes]:
     """A process that records; it prints a line when it is to be noticed."""
-    return subprocess.Popen([sys.executable, "-c", LISTED + code], env=env.env, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    command = [sys.executable, "-c", LISTED + code]
+    return subprocess.Popen(command, env=env.env, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
 
 def read_line(process: subprocess.Popen[bytes]) -> str:
@@ -224,7 +225,7 @@ sys.stdin.readline()
     wait_until(lambda: not files(env), "the file is put aside")
     ((path, reason),) = quarantined(env.state_dir / "spool")
     assert "StaleEpoch" in reason and b'"i":1' in path.read_bytes()
-    shown = subprocess.run([sys.executable, "-m", "runhist", "status", "--spool"], env=env.env, capture_output=True)
+    shown = subprocess.run([sys.executable, "-m", "runhist.cli.main", "status", "--spool"], env=env.env, capture_output=True)
     assert path.name.encode() in shown.stdout and b"StaleEpoch" in shown.stdout
     assert claimed is not None and numbers("r") == []
     verify(env)
@@ -253,7 +254,7 @@ def test_a_damaged_file_costs_only_itself(env: Daemon, content: bytes) -> None:
     verify(env)
 
 
-@pytest.mark.parametrize("make", [os.mkfifo, lambda path: os.symlink("/etc/passwd", path), os.mkdir])
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/etc/passwd"), os.mkdir])
 def test_what_is_no_file_is_put_aside(env: Daemon, make: Callable[[Path], Any]) -> None:
     (env.state_dir / "spool").mkdir(exist_ok=True)
     make(env.state_dir / "spool" / ("0" + SEALED))

@@ -236,7 +236,9 @@ def test_a_follower_of_a_run_ends_with_it_and_outlives_the_daemon(
     assert [event.seq for event in seen] == [1, 2, 3, 4, 5]
 
 
-def test_killing_the_daemon_in_the_middle_loses_and_doubles_nothing(env: Daemon, history: runhist.History) -> None:
+def test_killing_the_daemon_in_the_middle_loses_and_doubles_nothing(
+    env: Daemon, history: runhist.History, wait_until: Callable[..., None]
+) -> None:
     engines, each = 3, 400
     watcher = history.follow()
     runs = [history.begin_run(run_id=f"engine {i}") for i in range(engines)]
@@ -263,7 +265,8 @@ def test_killing_the_daemon_in_the_middle_loses_and_doubles_nothing(env: Daemon,
     env.start()
     for thread in threads:
         thread.join(LONG)
-    assert [receipt.durable for receipt in receipts] == ["committed"] * engines
+    assert {receipt.durable for receipt in receipts} <= {"committed", "spooled"}
+    wait_until(lambda: all(run.ended for run in history.list_runs()), "what was spooled is in the history")
     for run in runs:
         assert run.faults == 0
         events = list(run.events())
@@ -283,9 +286,8 @@ def test_a_daemon_that_comes_late_gets_the_whole_run(env: Daemon) -> None:
     history = runhist.connect(deadline=0.05)
     with history.begin_run(run_id="r") as run:
         run.append("x")
-    assert run.faults > 0 and run.flush(deadline=0).durable == "off"
+    assert run.faults == 0 and history.mode == "spooling"
     env.start()
-    assert run.flush(LONG).durable == "committed"
     assert types(run.events()) == ["run.started", "x", "run.completed"]
     history.close()
 

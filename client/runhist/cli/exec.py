@@ -119,7 +119,7 @@ def _begin(args: argparse.Namespace, argv: List[str]) -> Tuple[Optional[Recordin
             return None, f"{prefix}: RUNHIST=off" if args.require else None
         choice = choose_sockets()
         return None, f"{prefix}: {Unreachable('not_installed', choice.sockets, choice.why)}"
-    recording = Recording(choose_sockets(), _spec(args, argv), args.max_output)
+    recording = Recording(choose_sockets(), _spec(args, argv), args.max_output, spools=not args.require)
     trouble = recording.begin()
     if trouble is None:
         return recording, None

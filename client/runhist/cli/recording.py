@@ -21,6 +21,7 @@ from ..link import Link
 from ..outbox import Entry, Outbox
 from ..paths import SocketChoice
 from ..protocol.errors import NotAllowed, Refusal, RunClosed
+from ..spool import Spool
 from .command import Ended, NotStarted
 from .lines import Line, LineCutter
 
@@ -42,10 +43,19 @@ class Recording:
     """One run on its way into the history. Whatever fails here, the command never notices."""
 
     def __init__(
-        self, choice: SocketChoice, spec: Mapping[str, Any], max_output_bytes: int, epoch: Optional[int] = None
+        self,
+        choice: SocketChoice,
+        spec: Mapping[str, Any],
+        max_output_bytes: int,
+        epoch: Optional[int] = None,
+        *,
+        spools: bool = True,
     ) -> None:
-        """Begin the run of that RunSpec, or with `epoch` go on under a lease of the run that the spec names."""
-        self._link = Link(choice, WINDOW_EVENTS, WINDOW_BYTES)
+        """Begin the run of that RunSpec, or with `epoch` go on under a lease of the run that the spec names.
+
+        Unless `spools`, nothing is kept on the disk while the daemon is away.
+        """
+        self._link = Link(choice, WINDOW_EVENTS, WINDOW_BYTES, Spool(choice) if spools else None)
         self._faults = Faults(Journal(), raising=False)
         begin = None
         if epoch is None:
@@ -242,10 +252,12 @@ class Recording:
             self._note_left_out()
             self._add(kind, members)
             self._link.take(self._outbox)
-        self._wait_while_receipts_come(lambda: self._outbox.settled)
+        self._wait_while_receipts_come(lambda: self._outbox.settled or self._link.saved(self._outbox))
         with self._link.lock:
             self._heed_refusals()
-        lost = self._lost_events + self._faults.count + (0 if self._outbox.refused else self._outbox.held_events)
+            self._link.seal(self._outbox)
+        held = 0 if self._outbox.refused or self._link.saved(self._outbox) else self._outbox.held_events
+        lost = self._lost_events + self._faults.count + held
         why = self._outbox.refused or self._refusal or self._link.why_not()
         self.give_up()
         if _is_over(why):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Optional
 
 from .. import __version__
 from ..connection import Connection
 from ..paths import choose_sockets
+from ..spool import OPEN, SEALED, quarantined, spool_dir
 from . import render
 
 LOW_SPACE_BYTES = 500_000_000
@@ -19,11 +20,17 @@ def add_parser(subparsers: Any) -> None:
     """The command's arguments."""
     text = "How the daemon stands, and which one is meant."
     parser = subparsers.add_parser("status", help="how the daemon stands", description=text)
+    parser.add_argument("--spool", action="store_true", help="list what waits in the spool and what was put aside, and why")
     parser.add_argument("--json", action="store_true", help="print the daemon's answer as one object")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Ask it. 1 when it needs somebody. Raises Unreachable when it does not answer."""
+    """Ask it. 1 when it needs somebody. Raises Unreachable when it does not answer.
+
+    With --spool only the directory is looked at, which needs no daemon; 1 when something was put aside.
+    """
+    if args.spool:
+        return show_spool(args.json)
     choice = choose_sockets()
     with Connection.open(choice) as connection:
         found = connection.call("GetStatus", {})
@@ -38,6 +45,22 @@ def run(args: argparse.Namespace) -> int:
     return 1 if troubles else 0
 
 
+def show_spool(as_json: bool) -> int:
+    """One line a file: what waits, and what was put aside with the reason."""
+    directory = spool_dir()
+    paths = sorted(path for ending in (SEALED, OPEN) for path in directory.glob("*" + ending))
+    aside = quarantined(directory)
+    found = [{"file": str(path), "state": "waits", "reason": None} for path in paths]
+    found += [{"file": str(path), "state": "put aside", "reason": reason} for path, reason in aside]
+    for one in found:
+        reason = f": {one['reason']}" if one["reason"] else ""
+        line = render.escaped(f"{one['state']}  {one['file']}{reason}") + "\n"
+        sys.stdout.write(render.json_line(one) if as_json else line)
+    if not found and not as_json:
+        sys.stdout.write(f"the spool is empty ({render.escaped(str(directory))})\n")
+    return 1 if aside else 0
+
+
 def needs(found: Dict[str, Any]) -> List[str]:
     """What somebody must see to, with the next step."""
     troubles = []
@@ -48,6 +71,9 @@ def needs(found: Dict[str, Any]) -> List[str]:
         troubles.append(f"the changed settings are not in force: {what}; mend {render.escaped(found['config']['file'])}")
     if found["free_bytes"] < LOW_SPACE_BYTES:
         troubles.append(f"{render.size(found['free_bytes'])} free on the disk of {render.escaped(found['database'])}")
+    spool = found.get("spool")
+    if spool and spool["quarantined"]:
+        troubles.append(f"{spool['quarantined']:,} spool files were put aside; see: runhist status --spool")
     for delayed in found.get("delayed", ()):
         who = f"process {delayed['pid']}" if delayed.get("pid") else "a process"
         kept = f"{delayed['runs']:,} runs stay" if delayed["runs"] > 1 else "run stays"
@@ -71,7 +97,16 @@ def text(found: Dict[str, Any], socket: str, why: str) -> str:
         f"keeps   {render.size(found['database_bytes'])} + {render.size(found['wal_bytes'])} write-ahead log in "
         f"{render.escaped(found['database'])}, {render.size(found['free_bytes'])} free\n"
         f"        {retention(found['retention'])}\n"
+        f"{spooled(found.get('spool'))}"
     )
+
+
+def spooled(spool: Optional[Dict[str, Any]]) -> str:
+    """A line when there is something in the spool."""
+    if not spool or not (spool["files"] or spool["quarantined"]):
+        return ""
+    aside = f", {spool['quarantined']:,} put aside" if spool["quarantined"] else ""
+    return f"spool   {spool['files']:,} files wait ({render.size(spool['bytes'])}){aside}\n"
 
 
 def retention(found: Dict[str, Any]) -> str:
