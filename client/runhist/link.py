@@ -118,6 +118,8 @@ class Link:
 
     def saved(self, outbox: Outbox) -> bool:
         """Whether the daemon is away and all that it has not acknowledged is on the disk. May sync."""
+        if outbox.is_left:
+            return True
         if not self.away or not outbox.is_saved:
             return False
         try:
@@ -174,6 +176,8 @@ class Link:
             if self._gave_up and not patient:
                 seconds = min(seconds, IMPATIENT_S)
                 self._retry_at = 0.0
+            if self.away and patient:
+                self._retry_at = 0.0  # or what is in the spool would be an answer before anybody was asked
         end = time.monotonic() + seconds
         try:
             while True:
@@ -235,6 +239,7 @@ class Link:
         if self._connection is None and self._outboxes and time.monotonic() >= self._retry_at:
             self._connection = Connection.open(self.choice, timeout=0)
             self.away = False
+            self.spool_fault = None
             self._flights.append(None)
             self._connection.send("Describe", {})
 
@@ -249,7 +254,6 @@ class Link:
                     self._frame_bytes = reply.parameters["limits"]["frame_bytes"]
                     if self._spool is not None:
                         self._spool.instance_id = reply.parameters["instance_id"]
-                    self.spool_fault = None
                     continue
                 flight.outbox.arrive(flight, reply.parameters)
             except (KeyError, TypeError) as error:

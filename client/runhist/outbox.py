@@ -105,6 +105,7 @@ class Outbox:
         self._round = 0
         self._alone_to = 0  # events up to this n are sent one at a time
         self._file: Optional[SpoolFile] = None
+        self.is_left = False  # all of it is in a sealed file
         self._saved_n = 0  # the last n in the file
         self._saved_begin = False
         self._saved_refusal = ""  # why the file is to be kept
@@ -113,7 +114,7 @@ class Outbox:
     @property
     def held_events(self) -> int:
         """How many events are in memory only, BeginRun counted as one."""
-        begins = self.epoch is None and self.refused is None and not self._saved_begin
+        begins = self.epoch is None and self.refused is None and not self._saved_begin and not self.is_left
         return len(self._waiting) + len(self._flying) + len(self._behind) + begins
 
     @property
@@ -124,10 +125,13 @@ class Outbox:
     @property
     def is_saved(self) -> bool:
         """Whether all that is not acknowledged is in the spool."""
+        if self.is_left:
+            return True
         return self._file is not None and (self.epoch is not None or self._saved_begin) and not self._unsaved()
 
     def add(self, entry: Entry) -> None:
         """Take an event; it is the last one of the run so far."""
+        self.is_left = False
         (self._behind if self._file is not None and self._file.has_unread else self._waiting).append(entry)
         self.held_bytes += len(entry.encoded)
 
@@ -352,6 +356,7 @@ class Outbox:
             self._waiting.clear()  # what was read back is in the file as well
             self.held_bytes = len(self._begin or b"")
             self._saved_begin = False
+            self.is_left = True
             self._count_anew()
 
     def _read_back(self, file: SpoolFile) -> None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,7 +32,8 @@ from runhist.spool import (
     quarantined,
     read_spool,
 )
-from tests.client.conftest import SmallHistory, on, refusing
+
+from .conftest import Refuse, SmallHistory
 
 LONG = 20.0
 CHOICE = SocketChoice((Path("/nowhere/socket"),), "a test", True)
@@ -42,7 +44,12 @@ def spool_files(small: SmallHistory) -> list[Path]:
 
 
 def words(small: SmallHistory, run_id: str) -> list[str]:
-    return [event["type"] for event in small.stored[run_id]]
+    return [stored.event["type"] for stored in small.stored if stored.run_id == run_id]
+
+
+def refuse_bad(method: str, parameters: dict[str, Any]) -> None:
+    if method == "Append" and any(event["type"] == "bad" for event in parameters["events"]):
+        raise Refuse("Conflict", seq=1)
 
 
 def test_a_line_that_lost_any_of_its_bytes_is_recognised() -> None:
@@ -74,9 +81,10 @@ def test_a_file_says_who_writes_it_and_is_for_nobody_else(tmp_path: Path) -> Non
 def test_a_header_with_wrong_types_is_damaged() -> None:
     good = Header("s", None, 1, "", "", None, None, "r")
     assert Header.decode(good.encode()) == good
-    for bad in (good._replace(pid=True), good._replace(pid=-1), good._replace(run_id=None), good._replace(namespace=1)):  # type: ignore[arg-type]
+    wrong: list[dict[str, Any]] = [{"pid": True}, {"pid": -1}, {"run_id": None}, {"namespace": 1}]
+    for members in wrong:
         with pytest.raises(DamagedSpool):
-            Header.decode(bad.encode())
+            Header.decode(good._replace(**members).encode())
 
 
 def test_a_full_spool_takes_no_part_of_a_request(tmp_path: Path) -> None:
@@ -179,7 +187,7 @@ def test_a_refused_event_of_the_spool_leaves_a_note_and_the_file_is_kept(small: 
         run.append(word)
     assert run.flush().durable == "spooled"
     small.open()
-    small.before = refusing("bad")
+    small.before = refuse_bad
     with pytest.raises(Conflict):
         run.flush(LONG)
     assert run.flush(LONG).durable == "committed" and run.faults == 1
