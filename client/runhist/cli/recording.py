@@ -252,7 +252,8 @@ class Recording:
             self._note_left_out()
             self._add(kind, members)
             self._link.take(self._outbox)
-        self._wait_while_receipts_come(lambda: self._outbox.settled or self._link.saved(self._outbox))
+        self._link.wait(self._is_kept, ABSENT_S, patient=True)  # tries to connect first, if the daemon was away
+        self._wait_while_receipts_come(self._is_kept)
         with self._link.lock:
             self._heed_refusals()
             self._link.seal(self._outbox)
@@ -263,6 +264,9 @@ class Recording:
         if _is_over(why):
             lost -= 1  # the command ended its run itself, so it needs no end from us
         return f"{lost:,} events of run {self._outbox.run_id} are not recorded: {why}" if lost > 0 else None
+
+    def _is_kept(self) -> bool:
+        return self._outbox.settled or self._link.saved(self._outbox)
 
     def _wait_while_receipts_come(self, done: Callable[[], bool]) -> None:
         """Wait until `done`, as long as each deadline brings something."""
