@@ -59,6 +59,8 @@ PART_REQUESTS = 32  # queued at once
 PART_BYTES = 1024 * 1024
 UNBEGUN_S = 60.0  # how old an open file without a header must be, for its writer to be taken for dead
 
+NO_FILE = frozenset({errno.ELOOP, errno.ENXIO, errno.EACCES, errno.EPERM})  # a symbolic link, a socket, not for us
+
 _PASSING = (StorageFull, Damaged, ShuttingDown)
 _OF_THE_RUN = (StaleEpoch, StaleTeamEpoch, RunDeleted)  # whatever follows is refused too
 
@@ -145,11 +147,13 @@ class Spools:
                 missing.append(path)
             except FileNotFoundError:
                 continue  # its writer was faster
-            except (Unstorable, DamagedSpool, UnicodeError) as fault:
+            except (Unstorable, DamagedSpool) as fault:
                 self._quarantine(path, str(fault))
+            except (ValueError, RecursionError, msgspec.MsgspecError) as fault:
+                self._quarantine(path, f"a request in it is not one: {fault!r}")
             except (Postponed, OSError) as trouble:
-                if isinstance(trouble, OSError) and trouble.errno in (errno.ELOOP, errno.ENXIO):
-                    self._quarantine(path, "it is a symbolic link or no file at all")
+                if isinstance(trouble, OSError) and trouble.errno in NO_FILE:
+                    self._quarantine(path, f"it is no file that we may read: {trouble.strerror}")
                     continue
                 self._why = f"{path.name} in the spool cannot be emptied: {trouble}"
         return missing
@@ -165,7 +169,10 @@ class Spools:
                     continue
                 open_runs.add((header.namespace, header.run_id))
         for path in paths:
-            header, _ = read_spool(path)
+            try:
+                header, _ = read_spool(path)
+            except (OSError, DamagedSpool):
+                continue  # it was changed meanwhile; the next look finds out
             if (header.namespace, header.run_id) not in open_runs:
                 self._quarantine(path, f"there is no run {header.run_id!r} in namespace {header.namespace or 'default'!r}")
 

@@ -310,3 +310,26 @@ sys.stdin.readline()
     wait_until(lambda: not files(env), "it is drained")
     wait_until(lambda: runhist.connect(deadline=LONG).run("r").get().status == "incomplete", "it is adopted")
     assert numbers("r") == [0]
+
+
+@pytest.mark.parametrize(
+    "request_line",
+    [
+        encode_line(b"no request"),
+        encode_line(encode_request("DeleteRun", b'{"run_id":"r"}')),
+        encode_line(encode_request("Append", b"{]}")),
+        encode_line(encode_request("Append", b'{"run_id":"r","events":[' + b"[" * 100_000 + b"}")),
+        encode_line(encode_request("BeginRun", b'{"run":{"run_id":1}}')),
+        encode_line(encode_request("Append", b'{"run_id":"\xff"}')),
+        encode_line(encode_request("Append", b'{"run_id":"nowhere","epoch":1,"events":[{"type":"a","key":"k"}]}')),
+    ],
+)
+def test_a_request_that_is_none_costs_only_its_file(env: Daemon, request_line: bytes) -> None:
+    end(engine(env, 'with history.begin_run(run_id="r") as run: run.append("x", {"i": 0})\n'))
+    (path,) = files(env, SEALED)
+    bad = path.with_name("0" + SEALED)
+    bad.write_bytes(path.read_bytes().partition(b"\n")[0] + b"\n" + request_line)
+    env.start()
+    assert numbers("r") == [0]
+    ((aside, reason),) = quarantined(env.state_dir / "spool")
+    assert aside.name == bad.name and reason
