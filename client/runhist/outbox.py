@@ -107,6 +107,7 @@ class Outbox:
         self._file: Optional[SpoolFile] = None
         self.is_left = False  # all of it is in a sealed file
         self._saved_n = 0  # the last n in the file
+        self._read_n = 0  # the last n that was read back from it
         self._saved_begin = False
         self._saved_refusal = ""  # why the file is to be kept
         self._behind: Deque[Entry] = deque()  # come after what is still to be read from the file
@@ -306,7 +307,7 @@ class Outbox:
             return
         if self._file is None:
             self._file = spool.create(self._lease_key(), self.namespace, self.run_id)
-            self._saved_n = self._acked_n
+            self._saved_n = self._read_n = self._acked_n
             self._saved_begin = False
         if self._begin is not None and not self._saved_begin:
             self._file.write("BeginRun", self._begin)
@@ -326,9 +327,8 @@ class Outbox:
         events = b",".join([entry.encoded for entry in batch])
         file.write("Append", b'%s,"first_n":%d,"events":[%s]}' % (self._append_head(), self._saved_n + 1, events))
         self._saved_n += len(batch)
-        gone = set(batch)
-        self._waiting = deque(entry for entry in self._waiting if entry not in gone)
-        self._behind = deque(entry for entry in self._behind if entry not in gone)
+        for entry in batch:  # in place, because a signal handler may add one at any moment
+            (self._waiting if entry in self._waiting else self._behind).remove(entry)
         self.held_bytes -= sum(len(entry.encoded) for entry in batch)
 
     def _lease_key(self) -> Optional[str]:
@@ -368,6 +368,9 @@ class Outbox:
                     parameters = request["parameters"]
                     first_n = parameters["first_n"]
                     for n, event in enumerate(parameters["events"], first_n):
+                        if n <= self._read_n:
+                            continue  # an interrupt had it written twice
+                        self._read_n = n
                         entry = Entry(event["type"], encode(event), n, saved=True)
                         self._waiting.append(entry)
                         self.held_bytes += len(entry.encoded)

@@ -24,6 +24,7 @@ from runhist.spool import (
     Header,
     Spool,
     SpoolFault,
+    SpoolFile,
     SpoolFull,
     decode_line,
     decode_request,
@@ -225,3 +226,26 @@ def test_with_require_nothing_is_spooled(small: SmallHistory) -> None:
     with pytest.raises(runhist.Unreachable):
         runhist.connect(require=True, deadline=0.01).begin_run()
     assert spool_files(small) == []
+
+
+def test_a_request_that_an_interrupt_had_written_twice_is_stored_once(
+    small: SmallHistory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small.close()
+    history = runhist.connect(deadline=LONG)
+    run = history.begin_run(run_id="r")
+    write, interrupts = SpoolFile.write, [KeyboardInterrupt()]
+
+    def interrupted(file: SpoolFile, method: str, parameters: bytes) -> None:
+        write(file, method, parameters)
+        if interrupts:
+            raise interrupts.pop()
+
+    monkeypatch.setattr(SpoolFile, "write", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run.append("a")
+    run.append("b")
+    assert run.flush().durable == "spooled"
+    small.open()
+    assert run.flush(LONG).durable == "committed" and words(small, "r") == ["a", "b"]
+    history.close()
