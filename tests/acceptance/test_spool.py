@@ -333,3 +333,15 @@ def test_a_request_that_is_none_costs_only_its_file(env: Daemon, request_line: b
     assert numbers("r") == [0]
     ((aside, reason),) = quarantined(env.state_dir / "spool")
     assert aside.name == bad.name and reason
+
+
+def test_a_command_that_is_recorded_without_a_daemon_is_in_the_history_later(env: Daemon) -> None:
+    command = [sys.executable, "-m", "runhist.cli.main", "exec", "--", "sh", "-c", "echo one; echo two; exit 3"]
+    done = subprocess.run(command, env=env.env, capture_output=True, timeout=LONG)
+    assert done.returncode == 3 and done.stdout == b"one\ntwo\n"
+    assert len(files(env, SEALED)) == 1 and b"not recorded:" not in done.stderr
+    env.start()
+    (run,) = runhist.connect(deadline=LONG).list_runs()
+    assert run.status == "failed"
+    texts = [event.data["text"] for event in runhist.connect().run(run.run_id).events() if event.kind == "output"]
+    assert texts == ["one", "two"] and files(env) == []
