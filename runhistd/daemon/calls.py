@@ -9,9 +9,11 @@ first, exactly only where the cheap look found something.
 
 from __future__ import annotations
 
+import json
 import math
 import re
-from typing import Any, Literal
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, TypeVar
 from uuid import UUID
 
 import cattrs
@@ -29,6 +31,7 @@ from runhistd.model.lease import Release
 from runhistd.model.removal import check_directory
 
 MAX_DEPTH = 64
+T = TypeVar("T")
 _ESCAPE = re.compile(rb"\\(?:u([0-9a-fA-F]{4})|.)", re.DOTALL)
 _LARGE_EXPONENT = re.compile(rb"[0-9][eE]\+?[0-9]{3}")
 
@@ -122,14 +125,8 @@ def decode_envelope(frame: bytes) -> Envelope:
 
 def decode_begin(parameters: Raw) -> tuple[BeginCall, RunSpec]:
     """BeginRun's parameters and its RunSpec. Raises InvalidParameter."""
-    try:
-        call = _decode_begin(parameters)
-    except msgspec.ValidationError as error:
-        raise _invalid(error) from error
-    try:
-        spec = _decode_spec(call.run)
-    except msgspec.ValidationError as error:
-        raise InvalidParameter(f"run{fault_path(error)}") from error
+    call = _decoded(_decode_begin, parameters)
+    spec = _decoded(_decode_spec, call.run, "run")
     _check_json(bytes(call.run), "run")
     check_name("run.run_id", spec.run_id)
     if spec.namespace is not None:
@@ -142,12 +139,7 @@ def decode_begin(parameters: Raw) -> tuple[BeginCall, RunSpec]:
 
 def decode_append(parameters: Raw, uid: int, holder: Holder | None, event_bytes: int) -> Append:
     """Append's parameters as a request of that user and process. Raises InvalidParameter, TooLarge."""
-    try:
-        call = _decode_append(parameters)
-    except msgspec.ValidationError as error:
-        raise _invalid(error) from error
-    except RecursionError as error:
-        raise InvalidParameter("events") from error
+    call = _decoded(_decode_append, parameters)
     if not call.events:
         raise InvalidParameter("events")
     namespace, events = _check_name(call), _check_events(call.events, parameters, event_bytes)
@@ -156,12 +148,7 @@ def decode_append(parameters: Raw, uid: int, holder: Holder | None, event_bytes:
 
 def decode_claim(parameters: Raw, event_bytes: int) -> tuple[str, ClaimCall]:
     """ClaimRun's parameters and the namespace. Raises InvalidParameter, TooLarge."""
-    try:
-        call = _decode_claim(parameters)
-    except msgspec.ValidationError as error:
-        raise _invalid(error) from error
-    except RecursionError as error:
-        raise InvalidParameter("events") from error
+    call = _decoded(_decode_claim, parameters)
     for i, status in enumerate(call.expect_status or ()):
         if status not in STATUSES:
             raise InvalidParameter(f"expect_status[{i}]")
@@ -171,10 +158,7 @@ def decode_claim(parameters: Raw, event_bytes: int) -> tuple[str, ClaimCall]:
 
 def decode_release(parameters: Raw, uid: int) -> Release:
     """ReleaseRun's parameters as a request of that user. Raises InvalidParameter."""
-    try:
-        call = _decode_release(parameters)
-    except msgspec.ValidationError as error:
-        raise _invalid(error) from error
+    call = _decoded(_decode_release, parameters)
     return Release(uid, _check_name(call), call.run_id, call.epoch)
 
 
@@ -237,8 +221,48 @@ def _has_bad_escape(text: bytes) -> bool:
     return high_ends_at >= 0
 
 
-def _invalid(error: msgspec.ValidationError) -> InvalidParameter:
-    return InvalidParameter(fault_path(error).removeprefix(".") or "parameters")
+def _decoded(decode: Callable[[Raw], T], text: Raw, where: str = "") -> T:
+    """What `decode` makes of the text; `where` is its own place in the call. Raises InvalidParameter."""
+    try:
+        return decode(text)
+    except msgspec.ValidationError as error:
+        raise InvalidParameter((where + fault_path(error)).removeprefix(".") or "parameters") from error
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise InvalidParameter((where + _undecodable(text)).removeprefix(".") or "parameters") from error
+
+
+def _undecodable(text: Raw) -> str:
+    """Where the string lies that msgspec cannot decode: half a surrogate pair, which the standard library lets pass."""
+    try:
+        return _half_pair(json.loads(bytes(text))) or ""
+    except (ValueError, RecursionError):
+        return ""
+
+
+def _half_pair(value: Any) -> str | None:
+    """The path of the first string that is no text; a member whose name is none is named by what holds it."""
+    if isinstance(value, str):
+        return None if _is_text(value) else ""
+    parts: Iterable[tuple[str, Any]] = ()
+    if isinstance(value, dict):
+        if not all(map(_is_text, value)):
+            return ""
+        parts = ((f".{name}", part) for name, part in value.items())
+    elif isinstance(value, list):
+        parts = ((f"[{i}]", part) for i, part in enumerate(value))
+    for name, part in parts:
+        path = _half_pair(part)
+        if path is not None:
+            return name + path
+    return None
+
+
+def _is_text(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 # --- control calls ---

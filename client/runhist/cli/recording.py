@@ -252,7 +252,8 @@ class Recording:
             self._note_left_out()
             self._add(kind, members)
             self._link.take(self._outbox)
-        self._link.wait(self._is_kept, ABSENT_S, patient=True)  # tries to connect first, if the daemon was away
+        first_news = partial(self._moved_on, self._is_kept, self._progress())
+        self._link.wait(first_news, ABSENT_S, patient=True)  # tries to connect first, if the daemon was away
         self._wait_while_receipts_come(self._is_kept)
         with self._link.lock:
             self._heed_refusals()

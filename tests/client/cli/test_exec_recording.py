@@ -242,7 +242,7 @@ def test_a_daemon_that_is_restarted_gets_everything_once(small: SmallHistory) ->
 def test_a_run_that_another_process_took_over_is_told_at_the_end(small: SmallHistory) -> None:
     def refuse(method: str, parameters: dict[str, Any]) -> None:
         if method == "Append":
-            raise Refuse("StaleEpoch", epoch=9, last_n=0)
+            raise Refuse("StaleEpoch", epoch=9, owner_pid=7, last_n=0)
 
     small.before = refuse
     done = exec_("--", "seq", "3")
