@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Optional
 
 from ..connection import Connection
 from . import render
@@ -27,6 +27,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--agent", help="only this agent's")
     parser.add_argument("--workflow", help="only of this workflow")
     parser.add_argument("--since", metavar="AGE", help="only begun within AGE: 90s, 15m, 2h, 7d, 4w")
+    parser.add_argument("--page", metavar="TOKEN", help="go on where an earlier list ended, which printed the token")
     parser.add_argument("--json", action="store_true", help="print one object a run")
 
 
@@ -36,13 +37,13 @@ def run(args: argparse.Namespace) -> int:
         raise Complaint("-n must be 1 or more", USAGE)
     filters = _filters(args)
     with Connection.open() as connection:
-        runs, total = _collect(connection, filters, args.n)
+        runs, total, next_page = _collect(connection, filters, args.n, args.page)
     if args.json:
         sys.stdout.writelines(map(render.json_line, runs))
     elif args.quiet:
         sys.stdout.writelines(f"{render.escaped(found['run_id'])}\n" for found in runs)
     elif runs:
-        _print_table(runs, total)
+        _print_table(runs, total, next_page)
     if not runs:
         filtered = total and "no run matches; all of them: runhist list"
         sys.stderr.write((filtered or "no runs yet; record one: runhist exec -- CMD") + "\n")
@@ -68,23 +69,23 @@ def since_us(age: str) -> int:
     return max(0, time.time_ns() // 1000 - int(number) * UNITS[unit] * 1_000_000)
 
 
-def _collect(connection: Connection, filters: Dict[str, Any], count: int) -> Any:
+def _collect(connection: Connection, filters: Dict[str, Any], count: int, page: Optional[str]) -> Any:
+    """The runs, how many there are in all, and the token of the page behind them."""
     runs: List[Dict[str, Any]] = []
-    page: Dict[str, Any] = {}
     while True:
-        reply = connection.call("ListRuns", {**filters, **page, "limit": min(count - len(runs), PAGE)})
+        reply = connection.call("ListRuns", {**filters, "page": page, "limit": min(count - len(runs), PAGE)})
         runs += reply["runs"]
-        if len(runs) >= count or not reply.get("next_page"):
-            return runs, reply["total"]
-        page = {"page": reply["next_page"]}
+        page = reply.get("next_page")
+        if len(runs) >= count or page is None:
+            return runs, reply["total"], page
 
 
-def _print_table(runs: List[Dict[str, Any]], total: int) -> None:
+def _print_table(runs: List[Dict[str, Any]], total: int, next_page: Optional[str]) -> None:
     now_us = time.time_ns() // 1000
     rows = [row(found, now_us) for found in runs]
     sys.stdout.write(render.table(TITLES, rows, [found["status"] for found in runs], right="COST"))
     if render.on_terminal():
-        more = f"; more: runhist list -n {len(runs) * 5}" if total > len(runs) else ""
+        more = f"; the next ones: the same with --page {next_page}" if next_page is not None else ""
         sys.stdout.write(f"{len(runs):,} of {total:,} runs{more}\n")
 
 

@@ -251,3 +251,13 @@ def test_list_imports_neither_trio_nor_attrs(three: Recorder) -> None:
     code = "import sys, json; from runhist.cli.main import main; main(['list']); json.dump(sorted(sys.modules), sys.stderr)"
     done = subprocess.run([sys.executable, "-c", code], env=three.env, capture_output=True, check=True)
     assert not {"trio", "attr", "attrs", "msgspec", "apsw", "asyncio"} & set(json.loads(done.stderr))
+
+
+def test_a_list_tells_how_to_go_on_and_pages_join_without_a_gap(three: Recorder) -> None:
+    with Terminal([*RUNHIST, "list", "-n", "2"], three.env, columns=100) as terminal:
+        shown = terminal.until(b"--page ") + terminal.until(b"\n")
+    assert b"2 of 3 runs" in shown
+    token = shown.split(b"--page ")[1].split()[0].decode()
+    rest = three.text("list", "-n", "2", "-q", "--page", token).split()
+    assert [*three.text("list", "-n", "2", "-q").split(), *rest] == three.text("list", "-q").split()
+    assert "page" in three.text("list", "--page", "nonsense", status=4)
