@@ -7,7 +7,7 @@ nobody knows to own. Unlike recording it raises what goes wrong: a process that 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Dict, Iterator, Mapping, Optional, Sequence
+from typing import TYPE_CHECKING, Any, Dict, Iterator, Mapping, Optional, Sequence, Union
 
 from .connection import call_again_if_lost
 from .encoding import encode, present
@@ -16,7 +16,7 @@ from .ids import new_uuid
 from .outbox import Outbox
 from .protocol.errors import NoSuchRun, NotAllowed
 from .reading import RunReader
-from .records import Event
+from .records import Event, Gap
 from .run import Run
 
 if TYPE_CHECKING:
@@ -46,21 +46,23 @@ class ClaimedRun(Run):
     @property
     def checkpoint_data(self) -> Optional[Dict[str, Any]]:
         """The data of the last checkpoint that the run recorded before; None where there is none."""
-        events = self._reader().events(kinds=["checkpoint"], from_checkpoint=True)
-        event = next((event for event in events if event.seq < self._resumed_seq), None)
-        return None if event is None else event.data
+        for event in self._reader().events(kinds=["checkpoint"], from_checkpoint=True):
+            if isinstance(event, Event) and event.seq < self._resumed_seq:
+                return event.data
+        return None
 
-    def earlier_events(self) -> Iterator[Event]:
+    def earlier_events(self) -> Iterator[Union[Event, Gap]]:
         """What was recorded behind the last checkpoint, or from the beginning, up to this claim."""
         for event in self._reader().events(from_checkpoint=True):
-            if event.seq >= self._resumed_seq:
+            if isinstance(event, Event) and event.seq >= self._resumed_seq:
                 return
-            if event.kind != "checkpoint":
+            if isinstance(event, Gap) or event.kind != "checkpoint":
                 yield event
 
     def _resumed_data(self) -> Mapping[str, Any]:
         if self._resumed is None:
-            self._resumed = next(self._reader().events(after_seq=self._resumed_seq - 1)).data
+            behind = self._reader().events(after_seq=self._resumed_seq - 1, kinds=["run.resumed"])
+            self._resumed = next(event.data for event in behind if isinstance(event, Event))
         return self._resumed
 
     def _reader(self) -> RunReader:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 import time
-from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Union
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Union
 
 from .connection import Connection, Unreachable
 from .encoding import present
@@ -108,47 +108,43 @@ class RunReader:
         from_checkpoint: bool = False,
         types: Optional[Sequence[str]] = None,
         kinds: Optional[Sequence[str]] = None,
-        on_gap: Optional[Callable[[Gap], object]] = None,
-    ) -> Iterator[Event]:
+    ) -> Iterator[Union[Event, Gap]]:
         """The run's events in order of seq, behind `after_seq`; `types` and `kinds` restrict them.
 
         With `from_checkpoint` they begin at the run's last checkpoint, if it has one and that is later. With `follow`
         it waits for further ones, outlives a restart of the daemon, and ends with the run. Where retention has dropped
-        some, `on_gap` is called with the Gap, before the events of the same page. NoSuchRun: the run was deleted.
+        some, a Gap says so, before the events of the same page. NoSuchRun: the run was deleted.
         """
         if self._reader.off:
             return iter(())
         filters = {**self._name(), **present(types=_as_list(types), kinds=_as_list(kinds))}
         if from_checkpoint:
             after_seq = max(after_seq, (self.get().checkpoint_seq or 1) - 1)
-        return self._follow(filters, after_seq, on_gap) if follow else self._stored(filters, after_seq, on_gap)
+        return self._follow(filters, after_seq) if follow else self._stored(filters, after_seq)
 
-    def _stored(
-        self, filters: Mapping[str, Any], after_seq: int, on_gap: Optional[Callable[[Gap], object]]
-    ) -> Iterator[Event]:
+    def _stored(self, filters: Mapping[str, Any], after_seq: int) -> Iterator[Union[Event, Gap]]:
         next_seq: Optional[int] = after_seq
         with self._reader.connect() as connection:
             while next_seq is not None:
                 request = {**filters, "after_seq": next_seq, "limit": PAGE}
                 reply = connection.call("GetEvents", request, timeout=READ_TIMEOUT_S)
-                if on_gap is not None:
-                    for gap in reply["gaps"]:
-                        on_gap(Gap(**gap))
+                yield from (Gap(**gap) for gap in reply["gaps"])
                 yield from map(Event.from_wire, reply["events"])
                 next_seq = reply.get("next_after_seq")
 
-    def _follow(
-        self, filters: Mapping[str, Any], after_seq: int, on_gap: Optional[Callable[[Gap], object]]
-    ) -> Iterator[Event]:
+    def _follow(self, filters: Mapping[str, Any], after_seq: int) -> Iterator[Union[Event, Gap]]:
         if self.get().ended:
-            yield from self._stored(filters, after_seq, on_gap)
+            yield from self._stored(filters, after_seq)
             return
         # The filter is applied here, because the run's end must be seen although the filter may leave it out.
         types, kinds = filters.get("types"), filters.get("kinds")
         run = {"namespace": self.namespace or "default", "run_id": self.run_id}
         with Follower(self._reader, Cursor(None, self._position(after_seq)), run) as follower:
-            follower.on_gap = lambda gap: self.get()  # NoSuchRun, unless an older run of this name is meant
             for event in follower:
+                if isinstance(event, Gap):
+                    self.get()  # NoSuchRun, unless an older run of this name is meant
+                    yield event
+                    continue
                 wanted = (types is None or event.type in types) and (kinds is None or event.kind in kinds)
                 if wanted and event.seq > after_seq:
                     yield event
@@ -169,27 +165,26 @@ class RunReader:
         return present(namespace=self.namespace, run_id=self.run_id)
 
 
-class Follower(Iterator[Event]):
+class Follower(Iterator[Union[Event, Gap]]):
     """Yields events as they are committed, each once and in order of position, and never ends by itself.
 
     A lost connection is made again, with growing pauses, and continues behind `cursor`: the last event that was given
     out, or further where later ones did not match. Raises PositionExpired when the history is another one than before.
-    Where events were deleted that it would have given out, `on_gap` is called with the Gap, possibly again after a lost
-    connection. A follower is for one thread; close it, or leave its block, to end it.
+    Where events were deleted that it would have given out, it yields a Gap, possibly again after a lost connection. A
+    follower is for one thread; close it, or leave its block, to end it.
     """
 
     def __init__(
         self, reader: Reader, cursor: Optional[Cursor], filters: Mapping[str, Any], tail: Optional[int] = None
     ) -> None:
         self.cursor = cursor
-        self.on_gap: Callable[[Gap], object] = lambda gap: None
         self._filters = filters
         self._tail = tail
         self._reader = reader
         self._failures = 0
         self._connection: Optional[Connection] = None
         self._replies: Iterator[Dict[str, Any]] = iter(())
-        self._events: Iterator[Event] = iter(())
+        self._items: Iterator[Union[Event, Gap]] = iter(())
         self._next_cursor = cursor
         self.closed = reader.off
         if not self.closed:
@@ -207,11 +202,12 @@ class Follower(Iterator[Event]):
         if self._connection is not None:
             self._connection.close()
 
-    def __next__(self) -> Event:
+    def __next__(self) -> Union[Event, Gap]:
         while not self.closed:
-            for event in self._events:
-                self.cursor = Cursor(self._next_cursor and self._next_cursor.instance_id, event.position)
-                return event
+            for item in self._items:
+                if isinstance(item, Event):  # a gap may reach beyond events that are still to come
+                    self.cursor = Cursor(self._next_cursor and self._next_cursor.instance_id, item.position)
+                return item
             self.cursor = self._next_cursor
             try:
                 self._read()
@@ -231,11 +227,7 @@ class Follower(Iterator[Event]):
             self._failures = 0
             self._tail = None
             self._next_cursor = Cursor(reply["cursor"].get("instance_id"), reply["cursor"]["position"])
-            for item in reply["items"]:
-                if item.get("gap") is not None:
-                    self.on_gap(Gap(**item["gap"]))
-            items = [item["event"] for item in reply["items"] if item.get("event") is not None]
-            self._events = map(Event.from_wire, items)
+            self._items = _items(reply["items"])
             return
         self._connection = None  # a stream that ends without an error; begin it again
 
@@ -253,6 +245,15 @@ class Follower(Iterator[Event]):
             self._connection.close()
         time.sleep(min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** min(self._failures, 10)) * random.uniform(0.5, 1.0))
         self._failures += 1
+
+
+def _items(items: List[Dict[str, Any]]) -> Iterator[Union[Event, Gap]]:
+    """What the items of a reply are; kinds of items that this version does not know are left out."""
+    for item in items:
+        if item.get("event") is not None:
+            yield Event.from_wire(item["event"])
+        elif item.get("gap") is not None:
+            yield Gap(**item["gap"])
 
 
 def follow_from(cursor: Union[int, Cursor, None]) -> Optional[Cursor]:

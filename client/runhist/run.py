@@ -15,7 +15,7 @@ import os
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, Mapping, Optional, Sequence, Type, TypeVar, Union
+from typing import TYPE_CHECKING, Any, Dict, Iterator, Mapping, Optional, Sequence, Type, TypeVar, Union
 
 from .encoding import Unencodable, as_object, encode, plain_text, present, usage_members
 from .endings import CANCELLED, FAILED, cancel_reason, failure_members, outcome_of
@@ -217,6 +217,8 @@ class Run(Recording):
         reader = RunReader(self._history._reader, self.namespace, self._run_id)
         gate_seq = self._outbox.last_seq if self._outbox else None  # nothing of ours comes behind it
         for event in reader.events(follow=True, after_seq=gate_seq or 0):
+            if isinstance(event, Gap):
+                continue
             if event.kind == "gate.answered":
                 return event.data.get("answer")
             if event.kind == "run.resumed":
@@ -289,14 +291,13 @@ class Run(Recording):
         after_seq: int = 0,
         types: Optional[Sequence[str]] = None,
         kinds: Optional[Sequence[str]] = None,
-        on_gap: Optional[Callable[[Gap], object]] = None,
-    ) -> Iterator[Event]:
+    ) -> Iterator[Union[Event, Gap]]:
         """The run's events as they are stored (see `RunReader.events`), after what this handle recorded before."""
         link, outbox = self._link, self._outbox
         if link is not None and outbox is not None:
             link.wait(lambda: outbox.settled or link.saved(outbox), self._history.deadline)
         reader = RunReader(self._history._reader, self.namespace, self._run_id)
-        return reader.events(follow=follow, after_seq=after_seq, types=types, kinds=kinds, on_gap=on_gap)
+        return reader.events(follow=follow, after_seq=after_seq, types=types, kinds=kinds)
 
     def _settle_last(self) -> None:
         """The last flush of a block: what is not stored in time counts as faults, and waits on."""

@@ -97,13 +97,13 @@ def make_old(made: Made) -> None:
 
 
 def test_a_path_is_given_back_resolved_against_the_runs_root(made: Made) -> None:
-    epoch = made.begin("r", root="/work/", dir="r")
+    epoch = made.begin("r", root="/srv/", dir="r")
     made.record("r", epoch, "a", name="report", path="r/report.txt", kind="text", size=12, mtime_us=5)
     made.record("r", epoch, "b", path="/tmp/else")
     first, second = made.listed("r")
     assert first == {
         **dict.fromkeys(("sha256", "blob")),
-        **{"seq": 2, "name": "report", "path": "/work/r/report.txt", "kind": "text", "size": 12, "mtime_us": 5},
+        **{"seq": 2, "name": "report", "path": "/srv/r/report.txt", "kind": "text", "size": 12, "mtime_us": 5},
     }
     assert (second["name"], second["path"]) == ("/tmp/else", "/tmp/else")
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import runhist
-from runhist import Cursor, Event, NoSuchRun, PositionExpired, Refusal, RunClosed, RunExists, StaleEpoch, TooLarge
+from runhist import Cursor, Event, Gap, NoSuchRun, PositionExpired, Refusal, RunClosed, RunExists, StaleEpoch, TooLarge
 from runhist.connection import Connection
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def history(env: Daemon) -> Iterator[runhist.History]:
     made.close()
 
 
-def types(events: Iterator[Event]) -> list[str]:
+def types(events: Iterator[Event | Gap]) -> list[str]:
     return [event.type for event in events]
 
 
@@ -220,7 +220,7 @@ def test_a_follower_of_a_run_ends_with_it_and_outlives_the_daemon(
     env: Daemon, history: runhist.History, wait_until: Callable[..., None]
 ) -> None:
     run = history.begin_run()
-    seen: list[Event] = []
+    seen: list[Event | Gap] = []
     follower = threading.Thread(target=lambda: seen.extend(runhist.connect().run(run.run_id).events(follow=True)))
     follower.start()
     wait_until(lambda: seen, "the follower has begun")

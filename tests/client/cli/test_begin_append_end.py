@@ -47,7 +47,7 @@ def begin(env: dict[str, str], *arguments: str) -> dict[str, str]:
     return dict(line.split("=", 1) for line in shown.stdout.splitlines() if "=" in line)
 
 
-def events(history: runhist.History, env: dict[str, str]) -> list[runhist.Event]:
+def events(history: runhist.History, env: dict[str, str]) -> list[runhist.Event | runhist.Gap]:
     return list(history.run(env["RUNHIST_RUN"]).events())
 
 

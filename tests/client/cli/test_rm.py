@@ -157,13 +157,11 @@ def test_a_follower_in_python_is_told_of_the_gap(recorder: Recorder, monkeypatch
     recorder.closed("two-2222")
     recorder.rm("--yes", "one-1111")
     monkeypatch.setenv("RUNHIST_SOCKET", str(recorder.daemon.socket))
-    gaps: list[runhist.Gap] = []
     history = runhist.connect()
     with history.follow(0) as follower:
-        follower.on_gap = gaps.append
+        assert next(follower) == runhist.Gap("default", "one-1111", 1, 2, "deleted")
         assert next(follower).run_id == "two-2222"
     history.close()
-    assert gaps == [runhist.Gap("default", "one-1111", 1, 2, "deleted")]
 
 
 def test_following_a_run_in_python_ends_when_it_is_deleted(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
