@@ -78,3 +78,56 @@ def test_an_interrupt_leaves_nothing_running(env: dict[str, str]) -> None:
         status, shown = terminal.rest()
     assert os.waitstatus_to_exitcode(status) == 128 + signal.SIGINT
     assert not (directory_in(shown.decode()) / "state" / "dev.runhist.History").exists()
+
+
+INTERRUPTED_AT_THE_LOCK = """
+import os, signal, subprocess, sys, threading
+import runhistd.demo
+
+class Interrupted:
+    "Popen's lock, where Ctrl-C comes when a poll of the last engine has just taken it."
+
+    polls = 0
+
+    def __init__(self):
+        self._lock = threading.Lock()
+
+    def acquire(self, blocking=True):
+        taken = self._lock.acquire(blocking)
+        Interrupted.polls += 1
+        if Interrupted.polls == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        return taken
+
+    def release(self):
+        self._lock.release()
+
+    def __enter__(self):
+        return self._lock.__enter__()
+
+    def __exit__(self, *exception):
+        self._lock.release()
+
+class Popen(subprocess.Popen):
+    def __init__(self, command, **options):
+        super().__init__(command, **options)
+        if "runhistd.demo" in command:
+            self._waitpid_lock = Interrupted()
+
+subprocess.Popen = Popen
+sys.exit(runhistd.demo.main())
+"""
+
+
+def test_an_interrupt_that_comes_while_a_lock_of_the_library_is_held_stops_it_too(env: dict[str, str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED_AT_THE_LOCK],
+        env=env,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (128 + signal.SIGINT, "")
+    assert not (directory_in(done.stdout) / "state" / "dev.runhist.History").exists()

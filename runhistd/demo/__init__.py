@@ -17,12 +17,12 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NoReturn
 
 from runhist.connection import Connection, Unreachable
 from runhist.paths import SOCKET_NAME, SocketChoice, check_socket_path
 from runhist.protocol.errors import RunhistError
 from runhistd.demo.engines import ENGINES
+from runhistd.demo.interrupts import Interrupts
 from runhistd.demo.progress import Progress
 
 START_S = 20.0
@@ -37,21 +37,20 @@ class DemoFailed(Exception):
 
 def main() -> int:
     """Show it; 0 when everything worked, 1 when not."""
-    signal.signal(signal.SIGTERM, _stop)
-    signal.signal(signal.SIGHUP, _stop)
+    interrupts = Interrupts()
     directory = _directory()
     status = 0
     try:
-        with _daemon(directory) as environment:
+        with _daemon(directory, interrupts) as environment:
             _say("Four engines record what they do, at the same time:\n")
-            progress = _work(directory, environment)
+            progress = _work(directory, environment, interrupts)
             _say("\nAll runs:\n")
-            _show(environment, "list")
+            _show(environment, interrupts, "list")
             _say("\nThe steps of one of them, with durations and costs (at a made-up price a CPU second):\n")
-            _show(environment, "show", progress.runs["small-pipeline"])
+            _show(environment, interrupts, "show", progress.runs["small-pipeline"])
             _tell_files(directory)
             if sys.stdin.isatty() and sys.stdout.isatty():
-                _tell_commands(directory)
+                _tell_commands(directory, interrupts)
     except (DemoFailed, RunhistError) as failure:
         _say(f"\nThe demo failed: {failure}\n")
         status = 1
@@ -59,10 +58,6 @@ def main() -> int:
         status = INTERRUPTED
     _say(f"\nThe daemon has stopped. To remove its files: rm -r {shlex.quote(str(directory))}\n")
     return status
-
-
-def _stop(*_: object) -> NoReturn:
-    raise KeyboardInterrupt
 
 
 def _say(text: str) -> None:
@@ -92,7 +87,7 @@ def _environment(directory: Path) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _daemon(directory: Path) -> Iterator[dict[str, str]]:
+def _daemon(directory: Path, interrupts: Interrupts) -> Iterator[dict[str, str]]:
     """A daemon in `directory` that answers; gives its clients' environment. It is stopped at the end, whatever happens."""
     environment = _environment(directory)
     private = {"RUNHIST_STATE_DIR": str(directory / "state"), "RUNHIST_CONFIG": str(directory / "config.toml")}
@@ -106,7 +101,7 @@ def _daemon(directory: Path) -> Iterator[dict[str, str]]:
             start_new_session=True,  # the terminal's Ctrl-C is for us; we stop it gracefully
         )
     try:
-        _await_daemon(directory, process)
+        _await_daemon(directory, process, interrupts)
         yield environment
     finally:
         process.terminate()
@@ -117,7 +112,7 @@ def _daemon(directory: Path) -> Iterator[dict[str, str]]:
             process.wait()
 
 
-def _await_daemon(directory: Path, process: subprocess.Popen[bytes]) -> None:
+def _await_daemon(directory: Path, process: subprocess.Popen[bytes], interrupts: Interrupts) -> None:
     deadline = time.monotonic() + START_S
     while True:
         try:
@@ -128,14 +123,15 @@ def _await_daemon(directory: Path, process: subprocess.Popen[bytes]) -> None:
             if process.poll() is not None or time.monotonic() > deadline:
                 log = (directory / "daemon.log").read_text("utf-8", "replace")
                 raise DemoFailed(f"the daemon does not answer: {why}\n{log}") from None
-        time.sleep(0.05)
+        with interrupts.pausing():
+            time.sleep(0.05)
 
 
 def _connect(directory: Path) -> Connection:
     return Connection.open(SocketChoice((_socket(directory),), "it is the demo's own", True))
 
 
-def _work(directory: Path, environment: Mapping[str, str]) -> Progress:
+def _work(directory: Path, environment: Mapping[str, str], interrupts: Interrupts) -> Progress:
     """Start the engines and show what they record, until all have ended."""
     logs = {name: directory / f"{name}.log" for name in ENGINES}
     processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -150,13 +146,15 @@ def _work(directory: Path, environment: Mapping[str, str]) -> Progress:
                         command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output
                     )
             while any(process.poll() is None for process in processes.values()):
-                connection.wait(LOOK_S)
+                with interrupts.pausing():
+                    connection.wait(LOOK_S)
                 progress.take(connection)
         finally:
             for process in processes.values():
                 process.kill()
                 process.wait()
-        progress.finish(connection, len(ENGINES))
+        with interrupts.pausing():
+            progress.finish(connection, len(ENGINES))
     for name, process in processes.items():
         if process.returncode != 0:
             text = logs[name].read_text("utf-8", "replace")
@@ -166,10 +164,12 @@ def _work(directory: Path, environment: Mapping[str, str]) -> Progress:
     return progress
 
 
-def _show(environment: Mapping[str, str], *arguments: str) -> None:
+def _show(environment: Mapping[str, str], interrupts: Interrupts, *arguments: str) -> None:
     """Run the command line as anybody would, and show the command."""
     _say(f"$ runhist {shlex.join(arguments)}\n")
     status = subprocess.run([*_runhist(), *arguments], env=environment, stdin=subprocess.DEVNULL, check=False).returncode
+    with interrupts.pausing():  # Ctrl-C reached the command too
+        pass
     if status != 0:
         raise DemoFailed(f"runhist {shlex.join(arguments)} ended with {status}")
 
@@ -191,12 +191,12 @@ def _tell_files(directory: Path) -> None:
         _say(f"  {path.relative_to(directory)!s:<28}{path.stat().st_size:>10,} bytes\n")
 
 
-def _tell_commands(directory: Path) -> None:
+def _tell_commands(directory: Path, interrupts: Interrupts) -> None:
     """Keep the daemon until Enter, or the end of the input."""
     command = f"RUNHIST_SOCKET={shlex.quote(str(_socket(directory)))} {shlex.join(_runhist())}"
     _say("\nThe daemon still runs. In another terminal, try:\n\n")
     for arguments in ("show @failed", "logs @failed", "exec --agent me -- uname -a"):
         _say(f"  {command} {arguments}\n")
     _say("\nPress Enter here to stop it. ")
-    with contextlib.suppress(KeyboardInterrupt):
+    with contextlib.suppress(KeyboardInterrupt), interrupts.pausing():
         sys.stdin.readline()
