@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     from .records import UsageRow as UsageRow
     from .records import UsageTotals as UsageTotals
     from .run import Run as Run
-    from .step import Step as Step
+    from .steps import Step as Step
 
 _NAMES = {
     "claim": ("ClaimedRun",),
@@ -78,7 +78,7 @@ _NAMES = {
         *("Usage", "UsageRow", "UsageTotals"),
     ),
     "run": ("Run",),
-    "step": ("Step",),
+    "steps": ("Step",),
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names}
 

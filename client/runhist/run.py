@@ -24,7 +24,7 @@ from .outbox import Entry, Outbox
 from .protocol.errors import Refusal, RunClosed, RunhistError, StaleEpoch
 from .reading import RunReader
 from .records import TERMINAL_KINDS, Event, Gap, Receipt
-from .step import Recording, Step, innermost_step
+from .steps import Recording, Step, innermost_step
 
 if TYPE_CHECKING:
     from .client import History

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import runhist
-from runhist.step import _open_steps
+from runhist.steps import _open_steps
 
 if TYPE_CHECKING:
     from .conftest import SmallHistory
