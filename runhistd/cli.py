@@ -1,4 +1,4 @@
-"""The command line of the daemon: `serve`, `config`, `verify`, `demo`.
+"""The command line of the daemon: `serve`, `config`, `verify`, `demo`, and those of `backups`.
 
 Exit codes: 0 done, 1 it failed (or `verify` found a difference), 2 the command line or the settings are wrong. What a user
 can mend is said on stderr with the next step; a traceback means a bug. The parts are imported when their command runs,
@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,9 +17,12 @@ from typing import TYPE_CHECKING
 import runhistd
 from runhist import paths
 
+from . import backups
+from .terminal import Progress, complain, count, difference_as_text
+
 if TYPE_CHECKING:
     from runhistd.config import Config
-    from runhistd.store.verify import Difference, Verdict
+    from runhistd.store.verify import Verdict
 
 DESCRIPTION = """\
 runhistd keeps one durable, shared history of every agent and workflow run on this machine.
@@ -62,8 +64,6 @@ exit status: 0 usable, 2 not usable."""
 DEMO = """\
 Starts a private daemon in a temporary directory, lets four engines do real work on this machine at the
 same time while they record it, and shows what the history knows afterwards. Touches nothing else."""
-
-PROGRESS_S = 0.2  # between two updates of the progress line
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -116,6 +116,8 @@ def make_parser() -> argparse.ArgumentParser:
     command = commands.add_parser("verify", help=summary, description=f"{summary}.".capitalize(), ending=VERIFY)
     command.add_argument("--json", action="store_true", help="print one object a difference, then one with the totals")
     command.set_defaults(run=run_verify)
+
+    backups.add_commands(commands)
 
     summary = "show in a minute what this is, on real work"
     command = commands.add_parser("demo", help=summary, description=f"{summary}.".capitalize(), ending=DEMO)
@@ -211,7 +213,7 @@ def run_verify(chosen: argparse.Namespace) -> int:
     database = paths.state_dir() / paths.DATABASE_NAME
     if not database.exists():
         return complain(f"there is no history at {database}; `runhistd serve` makes one", 1)
-    progress = Progress()
+    progress = Progress("checking runs")
     try:
         verdict = verify(database, progress.show)
     except apsw.Error as error:
@@ -220,26 +222,6 @@ def run_verify(chosen: argparse.Namespace) -> int:
     progress.clear()
     sys.stdout.write(verdict_as_json(verdict) if chosen.json else verdict_as_text(verdict))
     return 1 if verdict.differences else 0
-
-
-class Progress:
-    """One line on a terminal that tells how far `verify` is; nothing off a terminal."""
-
-    def __init__(self) -> None:
-        self.shown = sys.stderr.isatty()
-        self._next_s = time.monotonic() + PROGRESS_S
-
-    def show(self, checked: int, of: int) -> None:
-        """Say how many runs are done, now and then."""
-        if self.shown and time.monotonic() >= self._next_s:
-            self._next_s = time.monotonic() + PROGRESS_S
-            sys.stderr.write(f"\r\x1b[K{checked} of {of} runs checked")
-            sys.stderr.flush()
-
-    def clear(self) -> None:
-        """Take the line away."""
-        if self.shown:
-            sys.stderr.write("\r\x1b[K")
 
 
 def verdict_as_text(verdict: Verdict) -> str:
@@ -251,15 +233,6 @@ def verdict_as_text(verdict: Verdict) -> str:
     return "\n".join(lines) + "\n"
 
 
-def difference_as_text(difference: Difference) -> str:
-    """One difference on one line."""
-    where = "the file" if difference.run_id is None else f"run {difference.run_id!r} of {difference.namespace!r}"
-    expected, found, what = (
-        text if text.isprintable() else ascii(text) for text in (difference.expected, difference.found, difference.what)
-    )
-    return f"  {where}: {what}: expected {expected}, found {found}"
-
-
 def verdict_as_json(verdict: Verdict) -> str:
     """One object a difference, then one with the totals."""
     import attrs
@@ -268,19 +241,8 @@ def verdict_as_json(verdict: Verdict) -> str:
     return "".join(json.dumps(line) + "\n" for line in (*map(attrs.asdict, verdict.differences), totals))
 
 
-def count(number: int, noun: str) -> str:
-    """A number with its noun."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
 def run_demo(chosen: argparse.Namespace) -> int:
     """Show the whole on real work."""
     from runhistd import demo
 
     return int(demo.main())
-
-
-def complain(text: str, status: int) -> int:
-    """Say what is wrong and return the exit status."""
-    sys.stderr.write(f"runhistd: {text}\n")
-    return status

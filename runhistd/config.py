@@ -174,6 +174,8 @@ class Config:
     event_bytes: Annotated[int, Whole(KIB, 1024 * MIB)] = 1 * MIB
     # What all clients together may have waiting in the daemon's memory; then it stops reading from them.
     queue_bytes: Annotated[int, Whole(MIB, 16 * 1024 * MIB)] = 64 * MIB
+    # How long the write-ahead log may get while something reads; then the reading is cut off.
+    wal_bytes: Annotated[int, Whole(MIB, 1024 * 1024 * MIB)] = 1024 * MIB
     # How many clients may be connected at the same time.
     connections: Annotated[int, Whole(1, 100_000)] = 500
     # After how long without a connection a process counts as dead of which the kernel tells nothing, in seconds.
@@ -199,7 +201,7 @@ class Config:
 
 
 TABLES: Mapping[str, tuple[str, ...]] = {
-    "limits": ("frame_bytes", "event_bytes", "queue_bytes", "connections"),
+    "limits": ("frame_bytes", "event_bytes", "queue_bytes", "wal_bytes", "connections"),
     "retention": (
         *("max_runs_per_agent", "max_age_days", "max_bytes", "incomplete_grace_days", "interval_s"),
         *("events", "override"),

@@ -51,7 +51,7 @@ def begin_run(daemon: Daemon, run_id: str) -> None:
         connection.call("BeginRun", {"run": {"run_id": run_id, "title": "a \x1b[31mtitle"}, "lease_key": LEASE_KEY})
 
 
-@pytest.mark.parametrize("arguments", [(), ("serve",), ("config",), ("verify",), ("demo",)])
+@pytest.mark.parametrize("arguments", [(), ("serve",), ("config",), ("verify",), ("backup",), ("demo",)])
 def test_every_command_explains_itself(arguments: tuple[str, ...], daemon: Daemon) -> None:
     ended = runhistd_command(daemon, *arguments, "--help")
     assert ended.returncode == 0
@@ -209,12 +209,13 @@ def test_verify_without_a_history_says_how_one_is_made(daemon: Daemon) -> None:
 
 
 def test_verify_shows_its_progress_on_a_terminal_only(daemon: Daemon) -> None:
-    from runhistd.cli import Progress
+    from runhistd.terminal import Progress
 
     ours, theirs = os.openpty()
-    program = "from runhistd import cli; cli.PROGRESS_S = -1; p = cli.Progress(); p.show(1, 2); p.clear()"
+    program = "from runhistd import terminal as t; t.PROGRESS_S = -1; p = t.Progress('checking runs'); p.show(1, 2)"
     subprocess.run([sys.executable, "-c", program], env=daemon.env, stderr=theirs, check=True)
-    assert b"1 of 2 runs checked" in os.read(ours, 1000)
+    shown = os.read(ours, 1000).decode()
+    assert "checking runs ███████████████░░░░░░░░░░░░░░░  50%  1 of 2" in shown
     os.close(ours)
     os.close(theirs)
-    assert not Progress().shown
+    assert not Progress("").shown

@@ -17,7 +17,10 @@ MAY_IMPORT = {
     "runhistd.__main__": {"runhistd.cli"},
     "runhistd.cli": {
         *("runhistd", "runhistd.config", "runhistd.demo.*", "runhistd.daemon.*", "runhistd.store.*", "runhist.paths"),
+        *("runhistd.backups", "runhistd.terminal"),
     },
+    "runhistd.backups": {"runhistd", "runhistd.config", "runhistd.store.*", "runhistd.terminal", "runhist.paths"},
+    "runhistd.terminal": {"runhistd.store.verify"},
     "runhistd.config": set(),
     "runhistd.demo": {"runhistd", "runhistd.demo.*", "runhist.*"},
     "runhistd.daemon": {

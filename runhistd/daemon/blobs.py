@@ -6,7 +6,8 @@
 A finished upload is synced, renamed into place, the directory is synced, and only then the row is queued: never in the
 committer, which would make every writer wait for it. The bytes are always taken, also of content that is there already, so
 that how long it takes or what is answered tells nobody what others keep. One lock holds a rename with its row, and a row's
-removal with its file's, or the file of a fresh row could be removed for an old one.
+removal with its file's, or the file of a fresh row could be removed for an old one. Nothing is removed while somebody
+copies the directory (see `runhistd.store.contents`); the next pass does.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from attrs import define, field
 from runhistd.model.artifacts import DropBlob, KeepBlob
 from runhistd.model.errors import InvalidParameter, NotAllowed, StorageFull
 from runhistd.store.blobs import UNUSED_US, BlobDropped
+from runhistd.store.contents import BLOBS_NAME, path_of, removing, sync_directory
 
 from .sweep import Sweeper
 
@@ -45,7 +47,7 @@ class Blobs:
     """The blob directory of one state directory."""
 
     def __init__(self, state_dir: Path, sweeper: Sweeper) -> None:
-        self._directory = state_dir / "blobs"
+        self._directory = state_dir / BLOBS_NAME
         self._incoming = self._directory / "incoming"
         self._sweeper = sweeper
         self._uploads: dict[tuple[int, str], _Upload] = {}
@@ -56,7 +58,7 @@ class Blobs:
 
     def path_of(self, sha256: str) -> Path:
         """Where the content lies."""
-        return self._directory / sha256[:2] / sha256
+        return path_of(self._directory, sha256)
 
     async def put(self, uid: int, upload: str, offset: int, encoded: str, *, done: bool) -> tuple[int, str | None]:
         """Take the chunk that begins at `offset`; with `done` keep the whole. The size so far, and the hash when kept.
@@ -104,11 +106,19 @@ class Blobs:
         removed = 0
         for uid, sha256 in unused:
             async with self._files_and_rows:
-                outcome = await self._sweeper.ask(DropBlob(uid, sha256))
-                if isinstance(outcome, BlobDropped) and outcome.unlink:
-                    await trio.to_thread.run_sync(_unlink, self.path_of(sha256.hex()))
-                    removed += 1
+                with removing(self._directory) as may_remove:
+                    if not may_remove:
+                        return removed
+                    removed += await self._remove(uid, sha256)
         return removed
+
+    async def _remove(self, uid: int, sha256: bytes) -> bool:
+        """Remove content that is still unused, the row first."""
+        outcome = await self._sweeper.ask(DropBlob(uid, sha256))
+        gone = isinstance(outcome, BlobDropped) and outcome.unlink
+        if gone:
+            await trio.to_thread.run_sync(_unlink, self.path_of(sha256.hex()))
+        return gone
 
     def clean(self, known: set[str], now_us: int) -> None:
         """Remove what a crash left: files whose rows were never made, or are gone. For a thread."""
@@ -140,9 +150,9 @@ class Blobs:
         target = self.path_of(sha256)
         if not target.parent.is_dir():
             target.parent.mkdir(mode=0o700)
-            _sync(self._directory)
+            sync_directory(self._directory)
         upload.path.replace(target)
-        _sync(target.parent)
+        sync_directory(target.parent)
 
     def _end(self, name: tuple[int, str]) -> None:
         upload = self._uploads.pop(name, None)
@@ -176,11 +186,3 @@ def _add(upload: _Upload, chunk: bytes) -> None:
 def _unlink(path: Path) -> None:
     with contextlib.suppress(FileNotFoundError):
         path.unlink()
-
-
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -7,7 +7,6 @@ read-only connection and left untouched: opening it for writing would already re
 
 from __future__ import annotations
 
-import os
 import uuid
 from importlib import resources
 from pathlib import Path
@@ -16,6 +15,7 @@ import apsw
 from msgspec import Struct
 
 from . import sql
+from .contents import sync_directory
 
 SCHEMA_VERSION = 3
 PAGE_BYTES = 4096
@@ -80,7 +80,7 @@ def open_writer(database: Path) -> apsw.Connection:
             connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
             connection.close()
             raise
-        _sync_directory(database.parent)
+        sync_directory(database.parent)
     except (apsw.CorruptError, apsw.NotADBError) as error:
         raise DamagedDatabase(str(error)) from error
     except (apsw.IOError, apsw.ReadOnlyError, apsw.CantOpenError, apsw.FullError) as error:
@@ -140,11 +140,3 @@ def _migrate(connection: apsw.Connection) -> None:
         for version in range(found + 1, SCHEMA_VERSION + 1) if found else ():
             connection.execute(migration_text(version))
         connection.pragma("user_version", SCHEMA_VERSION)
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -20,6 +20,7 @@ from msgspec import Raw
 from ..model.events import StoredEvent, Usage, payload_of
 from ..model.run import ZERO, Head, applied, fold
 from . import sql
+from .contents import BLOBS_NAME, path_of
 from .heads import CachedRun, run_from_row
 from .reader import open_reader, snapshot
 
@@ -59,7 +60,7 @@ def verify(database: Path, progress: Callable[[int, int], None]) -> Verdict:
             _verify_run(connection, number, verdict)
             progress(verdict.runs, of)
         _verify_file(connection, verdict)
-        _verify_blobs(connection, database.parent / "blobs", verdict)
+        _verify_blobs(connection, database.parent / BLOBS_NAME, verdict)
     finally:
         connection.close()
     return verdict
@@ -89,7 +90,7 @@ def _verify_blobs(connection: apsw.Connection, directory: Path, verdict: Verdict
     rows: list[Any] = connection.execute(sql.VERIFY_BLOBS).fetchall()
     for sha256, size in rows:
         name = sha256.hex()
-        found = _measure(directory / name[:2] / name)
+        found = _measure(path_of(directory, name))
         if found != f"{size} bytes, {name}" and connection.execute(sql.HOLDERS_OF_BLOB, (sha256,)).get:
             verdict.differences.append(Difference(None, None, f"content {name[:12]}", f"{size} bytes, {name}", found))
 
