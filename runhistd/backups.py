@@ -37,8 +37,6 @@ def add_commands(commands: Any) -> None:
 
 def run_backup(chosen: argparse.Namespace) -> int:
     """Copy, verify, and say what the copy holds."""
-    import apsw
-
     from runhistd import config
     from runhistd.store.backup import BackupFault, back_up
 
@@ -57,25 +55,9 @@ def run_backup(chosen: argparse.Namespace) -> int:
     except BackupFault as fault:
         progress.clear()
         return complain(str(fault), 1)
-    except (OSError, apsw.Error) as error:
-        progress.clear()
-        return complain(f"no copy was made: {explain(error, database)}", 1)
     progress.clear()
     tell(backup_as_json(made) if chosen.json else backup_as_text(made, chosen.directory, time.monotonic() - started_s))
     return 1 if made.verdict.differences else 0
-
-
-def explain(error: Exception, database: Path) -> str:
-    """What a fault of the storage means, with the next step."""
-    import apsw
-
-    if isinstance(error, apsw.FullError):
-        return "the disk is full"
-    if isinstance(error, (apsw.CorruptError, apsw.NotADBError)):
-        return f"{database} is damaged ({error}); `runhistd recover` saves what can be read"
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
-    return str(error)
 
 
 def backup_as_text(made: Backup, directory: Path, took_s: float) -> str:

@@ -10,6 +10,7 @@ What is made is not called history.db before it is whole and was read through on
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from .verify import Verdict, verify
 
 STEP_PAGES = 256  # copied at once: about a millisecond, so that the bound of the log is looked at often
 PARTIAL = ".partial"
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 Progress = Callable[[int, int], None]
 Content = list[tuple[str, int]]
@@ -49,8 +51,7 @@ class Backup:
 def back_up(database: Path, directory: Path, *, wal_bytes: int, progress: Progress) -> Backup:
     """Copy the history at `database` into an empty directory; `progress(bytes, of)` is called as it goes.
 
-    `wal_bytes` is how long the write-ahead log may get meanwhile. Raises BackupFault, and OSError and apsw.Error where
-    something cannot be read or written; what was copied is removed then.
+    `wal_bytes` is how long the write-ahead log may get meanwhile. Raises BackupFault; what was copied is removed then.
     """
     open_empty(directory)
     name = directory / database.name
@@ -64,10 +65,23 @@ def back_up(database: Path, directory: Path, *, wal_bytes: int, progress: Progre
         verdict = verify(partial, lambda checked, of: None)
         partial.rename(name)
         sync_directory(directory)
-    except BaseException:
+    except BaseException as error:
         clear(directory, partial)
+        if isinstance(error, OSError | apsw.Error):
+            raise BackupFault(f"no copy was made: {explain(error, database)}") from error
         raise
     return Backup(instance_id, position, len(contents), size + sum(size for _, size in contents), verdict)
+
+
+def explain(error: OSError | apsw.Error, database: Path) -> str:
+    """What a fault of the storage means, with the next step."""
+    if isinstance(error, apsw.FullError) or (isinstance(error, OSError) and error.errno in FULL):
+        return "the disk is full"
+    if isinstance(error, apsw.CorruptError | apsw.NotADBError):
+        return f"{database} is damaged ({error}); `runhistd recover` saves what can be read"
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
 
 
 def open_empty(directory: Path) -> None:
