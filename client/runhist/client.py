@@ -8,35 +8,24 @@ then `begin_run` raises when the run cannot be recorded.
 
 from __future__ import annotations
 
-import logging
-import os
-import time
-from typing import Any, Dict, Iterator, Literal, Mapping, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, Iterator, Mapping, Optional, Sequence, Union
 
 from .claim import UNSET, ClaimedRun, answer_gate, claim_run
-from .encoding import Unencodable, as_object, encode, present
-from .faults import Faults, Journal
-from .ids import new_run_id, new_uuid
+from .encoding import present
+from .ids import new_run_id
 from .link import Link
 from .outbox import Outbox
-from .paths import SocketChoice, choose_sockets
-from .protocol.errors import InvalidParameter, RunhistError
 from .reading import Follower, Reader, RunReader, follow_from
+from .recorder import DEADLINE_S, WINDOW_BYTES, WINDOW_EVENTS, Errors, Recorder, Setting, find_setting
 from .records import Cursor, InterruptedRun, RunRecord
 from .run import Run
-from .spool import MAX_SPOOL_BYTES, Spool
-
-DEADLINE_S = 5.0
-WINDOW_EVENTS = 10_000
-WINDOW_BYTES = 16 * 1024 * 1024
-
-Mode = Literal["recording", "spooling", "off"]
+from .spool import MAX_SPOOL_BYTES
 
 
 def connect(
     *,
     namespace: Optional[str] = None,
-    errors: Literal["log", "raise"] = "log",
+    errors: Errors = "log",
     require: bool = False,
     deadline: float = DEADLINE_S,
     window: int = WINDOW_EVENTS,
@@ -49,62 +38,20 @@ def connect(
     `window` how many events (and 16 MiB) of all its runs may wait in memory for the daemon. While there is no daemon to
     connect to, events go to the spool, which may have `spool_bytes`; with `require` there is none.
     """
-    if errors not in ("log", "raise"):
-        raise ValueError(f'errors must be "log" or "raise", not {errors!r}')
-    journal = Journal()
-    wish = os.environ.get("RUNHIST", "").strip().lower()
-    choice, off = _choose(wish, require)
-    if wish not in ("", "on", "off"):
-        journal.add("setting", f"RUNHIST is {wish!r} and is taken for unset; it may be on or off")
-    if off is not None:
-        journal.add("off", f"recording is off: {off}", logging.INFO)
-    journal.write()
-    spool = None if choice is None or require else Spool(choice, spool_bytes)
-    link = None if choice is None else Link(choice, window, WINDOW_BYTES, spool)
-    return History(link, journal, namespace, errors == "raise", require or wish == "on", deadline, window)
+    setting = find_setting(errors, require, spool_bytes)
+    link = None if setting.choice is None else Link(setting.choice, window, WINDOW_BYTES, setting.spool)
+    return History(link, setting, namespace, errors == "raise", deadline, window)
 
 
-def _choose(wish: str, require: bool) -> Tuple[Optional[SocketChoice], Optional[str]]:
-    """Which sockets to use, or why none."""
-    if wish == "off":
-        return None, "RUNHIST=off"
-    try:
-        choice = choose_sockets()
-    except (OSError, RuntimeError) as error:  # no home, or one that may not be looked into
-        return None, f"it cannot be found out where the history is: {error}"
-    if choice.installed or require or wish == "on":
-        return choice, None
-    return None, f"no runhistd was ever started for this user (nothing at {choice.sockets[0]}); RUNHIST=on insists"
-
-
-class History:
+class History(Recorder):
     """One history: begins runs, and reads what is stored. Made by `connect`; thread-safe."""
 
     def __init__(
-        self,
-        link: Optional[Link],
-        journal: Journal,
-        namespace: Optional[str],
-        raising: bool,
-        require: bool,
-        deadline: float,
-        window: int,
+        self, link: Optional[Link], setting: Setting, namespace: Optional[str], raising: bool, deadline: float, window: int
     ) -> None:
-        self.namespace = namespace
-        self.deadline = deadline
-        self.window = window
-        self._link = link
-        self._journal = journal
-        self._raising = raising
-        self._require = require
-        self._reader = Reader(link.choice if link else None)
-
-    @property
-    def mode(self) -> Mode:
-        """ "recording", "spooling" (the daemon is away, and events go to the disk) or "off" (also in a child after fork)."""
-        if self._link is None or self._link.forked:
-            return "off"
-        return "spooling" if self._link.spools else "recording"
+        super().__init__(link, setting, namespace, raising, deadline, window)
+        self._link: Optional[Link] = link
+        self._reader = Reader(setting.choice)
 
     def close(self) -> None:
         """Close the connection. A run that is used again makes a new one and sends what is unacknowledged again."""
@@ -148,13 +95,7 @@ class History:
         names.update(root=root, dir=dir)
         objects = {"definition": definition, "metadata": metadata}
         namespace = self.namespace if namespace is None else namespace
-        spec = present(
-            namespace=namespace,
-            time_us=time.time_ns() // 1000,
-            **names,
-            **{name: as_object(value) for name, value in objects.items() if value is not None},
-        )
-        outbox = self._prepare(faults, namespace, run_id, spec)
+        outbox = self._prepare(faults, namespace, run_id, names, objects)
         run = Run(self, outbox, faults, run_id, fresh=True)
         self._begin(self._link, outbox)
         run._raise_due()
@@ -198,22 +139,6 @@ class History:
         pages = self._reader.pages("ListInterrupted", present(namespace=namespace, agent_id=agent_id, workflow=workflow))
         return (InterruptedRun.from_wire(one) for page in pages for one in page["runs"])
 
-    def _prepare(self, faults: Faults, namespace: Optional[str], run_id: str, spec: Dict[str, Any]) -> Outbox:
-        """An outbox with its BeginRun; a member that is not JSON is left out as a fault."""
-        for name, value in list(spec.items()):
-            try:
-                encode({name: value})
-            except Unencodable as error:
-                del spec[name]
-                faults.add("not_json", error, f"run {run_id!r} begins without its {name}: {error}")
-        try:
-            begin = encode({"run": {**spec, "run_id": run_id}, "lease_key": new_uuid()})
-        except Unencodable:
-            outbox = Outbox(faults, namespace, run_id, b"")
-            outbox.give_up(InvalidParameter(parameter="run.run_id"))
-            return outbox
-        return Outbox(faults, namespace, run_id, begin)
-
     def _begin(self, link: Link, outbox: Outbox) -> None:
         try:
             if outbox.refused is None:
@@ -237,25 +162,9 @@ class History:
             with link.lock:
                 taken = _is_taken(link, outbox)
             if taken:
-                if link.spools:
-                    self._journal.add("spooling", f"recording goes to the spool for now: {link.trouble}")
+                self._note_spooling(link)
                 return
-        why = self._why_not()
-        if self._require or self._raising:
-            raise why
-        with link.lock:
-            if room:
-                text = f"run {outbox.run_id} has not begun, its events wait in memory: {why}"
-                outbox.faults.add(type(why).__name__, why, text)
-            else:
-                outbox.give_up(why)
-
-    def _why_not(self) -> RunhistError:
-        assert self._link is not None
-        return self._link.why_not()
-
-    def _new_faults(self) -> Faults:
-        return Faults(self._journal, self._raising)
+        self._begin_late(link, outbox, room)
 
     # reading
 

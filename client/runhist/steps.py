@@ -11,13 +11,13 @@ from .endings import CANCELLED, FAILED, cancel_reason, failure_members, outcome_
 from .protocol.errors import RunhistError
 
 if TYPE_CHECKING:
-    from .run import Run
+    from .handle import RunHandle
 
 # The steps whose blocks are being run here, outermost first. New threads begin without any, tasks with their maker's.
 _open_steps: ContextVar[Tuple[Step, ...]] = ContextVar("runhist_open_steps", default=())
 
 
-def innermost_step(run: Run) -> Optional[Step]:
+def innermost_step(run: RunHandle) -> Optional[Step]:
     """The step of this run whose block this thread or task is in."""
     return next((step for step in reversed(_open_steps.get()) if step.run is run and not step.ended), None)
 
@@ -78,7 +78,9 @@ class Step(Recording):
     daemon counts, because the run was begun by another handle.
     """
 
-    def __init__(self, run: Run, name: str, step_id: str, attempt: Optional[int], parent_step_id: Optional[str]) -> None:
+    def __init__(
+        self, run: RunHandle, name: str, step_id: str, attempt: Optional[int], parent_step_id: Optional[str]
+    ) -> None:
         self.run = run
         self.name = name
         self.step_id = step_id
