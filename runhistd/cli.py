@@ -153,16 +153,18 @@ def run_serve(chosen: argparse.Namespace) -> int:
 
 def serve_directory(state_dir: Path, file: Path, settings: Config, *, required: bool) -> int:
     """Hold the directory and serve it; what an operator can mend becomes a sentence."""
-    from runhistd.daemon import signals
+    from runhistd.daemon import activation, signals
     from runhistd.daemon.instance import Instance, InstanceFault
     from runhistd.daemon.listen import ListenFault
+    from runhistd.daemon.notify import Notifier
     from runhistd.daemon.reload import Reload
     from runhistd.store.database import DamagedDatabase, NewerSchema, StorageFault
 
     status = 0
     try:
+        notifier, passed = Notifier.take(), activation.take_passed()
         with Instance.take(state_dir) as instance:
-            signals.run(instance, Reload(file, settings, required=required))
+            signals.run(instance, Reload(file, settings, required=required), notifier, passed)
     except* (InstanceFault, ListenFault, NewerSchema, DamagedDatabase, StorageFault) as faults:
         for fault in leaves(faults):
             status = complain(str(fault), 1)

@@ -19,6 +19,9 @@ passed: where a sync takes milliseconds that brings all writers into every commi
 
 SQLite's own checkpoints are off. The committer checkpoints when the WAL has grown, and when it has been idle; before
 each it makes sure that the files are still the ones at their paths, or nothing may be acknowledged any more.
+
+Who watches whether the committer works is told after a commit, or, when there was nothing to commit for a while, after a
+select of its own: a timer of the event loop's would still go off when nothing can be committed any more.
 """
 
 from __future__ import annotations
@@ -72,7 +75,8 @@ def now_us() -> int:
 class Committer:
     """Takes requests, commits them in batches, and settles their slots after the commit.
 
-    `log` is None when the history may only be read; every request is then refused as Damaged.
+    `log` is None when the history may only be read; every request is then refused as Damaged. `on_beat` is called about
+    every `beat_s`, and only when it has just been seen that the committer works.
     """
 
     def __init__(
@@ -81,11 +85,16 @@ class Committer:
         instance: Instance,
         queue_bytes: int,
         on_commit: Callable[[Batch], None],
+        beat_s: float = float("inf"),
+        on_beat: Callable[[], None] = lambda: None,
     ) -> None:
         self._log = log
         self._instance = instance
         self._queue_bytes = queue_bytes
         self._on_commit = on_commit
+        self._beat_s = beat_s
+        self._on_beat = on_beat
+        self._next_beat_s = float("-inf")
         self._queue: deque[Waiting] = deque()
         self._queued_bytes = 0
         self._wanted = 1
@@ -126,14 +135,27 @@ class Committer:
     async def run(self) -> None:
         """Commit until cancelled. Raises StorageFault or InstanceLost, after which nobody may be answered."""
         while True:
-            await self._wait(1, IDLE_S)
+            await self._wait(1, min(IDLE_S, self._beat_s))
             if not self._queue:
                 self._checkpoint(truncate=True)
-                await self._wait(1, float("inf"))
+                await self._idle()
             if self._last_served > 1 and self._last_commit_s >= SLOW_COMMIT_S:
                 await self._wait(self._last_served, self._last_commit_s / 2)
             self.commit_queued()
             await trio.lowlevel.checkpoint()
+
+    async def _idle(self) -> None:
+        """Return when a request waits; until then look now and then whether the history still answers."""
+        while not self._queue:
+            if trio.current_time() >= self._next_beat_s:
+                if self._log is not None:
+                    self._log.look()
+                self._beat()
+            await self._wait(1, max(0.0, self._next_beat_s - trio.current_time()))
+
+    def _beat(self) -> None:
+        self._next_beat_s = trio.current_time() + self._beat_s
+        self._on_beat()
 
     def commit_queued(self) -> None:
         """Commit what waits, up to a batch, and hand out the outcomes."""
@@ -163,6 +185,8 @@ class Committer:
         self._room.set()
         self._room = trio.Event()
         self._on_commit(batch)
+        if trio.current_time() >= self._next_beat_s:
+            self._beat()
         if self._log is not None and self._log.wal_bytes >= CHECKPOINT_BYTES:
             self._checkpoint(truncate=self._log.wal_bytes >= TRUNCATE_BYTES)
 

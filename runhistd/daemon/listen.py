@@ -8,6 +8,8 @@ listens at the path is certain: whoever holds the state directory's lock is the 
 seconds a task looks whether what is at each path still is ours. Watching the directories was tried instead and is worse:
 the watching thread wakes once a second too, is blind while a directory is away, makes every stop a second longer, and
 beside the database it wakes at every commit.
+
+A socket that a service manager passed is its own: it made the path, and it alone may remove it.
 """
 
 from __future__ import annotations
@@ -91,6 +93,13 @@ class Endpoint(trio.abc.Listener[trio.SocketStream]):
                     raise
         raise trio.ClosedResourceError
 
+    def remove(self) -> None:
+        """Take the socket from its path, if it still is ours."""
+        if self.is_bound():
+            with contextlib.suppress(FileNotFoundError):
+                self.path.unlink()
+        self._inode = None
+
     async def all_accepted(self) -> None:
         """Return when everyone who has connected before now was accepted."""
         behind = self._accepted + BACKLOG
@@ -102,10 +111,7 @@ class Endpoint(trio.abc.Listener[trio.SocketStream]):
     async def aclose(self) -> None:
         """Stop listening and remove the socket, if it still is ours."""
         self._closed = True
-        if self.is_bound():
-            with contextlib.suppress(FileNotFoundError):
-                self.path.unlink()
-        self._inode = None
+        self.remove()
         if self._listener is not None:
             self._listener.socket.close()
         self._changed.set()
@@ -113,13 +119,41 @@ class Endpoint(trio.abc.Listener[trio.SocketStream]):
         await trio.lowlevel.checkpoint()
 
 
-@contextlib.asynccontextmanager
-async def open_listeners(paths: Sequence[Path]) -> AsyncIterator[list[Endpoint]]:
-    """Listen at all the paths for the block, and bind again what vanishes. Raises ListenFault when none can be bound.
+class PassedEndpoint(Endpoint):
+    """The listener at a socket that a service manager bound and keeps."""
 
-    A path that cannot be bound now is logged and tried again. An exception leaves the block inside an ExceptionGroup.
+    def __init__(self, passed: socket.socket) -> None:
+        super().__init__(path_of(passed))
+        self._listener = trio.SocketListener(trio.socket.from_stdlib_socket(passed))
+
+    def is_bound(self) -> bool:
+        """Always: what is at its path is not ours to see to."""
+        return True
+
+    def bind(self) -> None:
+        """There is nothing to do but to say so."""
+        logger.info("listening", extra={"fields": {"socket": self.path, "passed": True}})
+
+    def remove(self) -> None:
+        """Leave it: who connects now waits in it for the next daemon."""
+
+
+def path_of(passed: socket.socket) -> Path:
+    """Where a bound Unix socket is; an abstract one is shown with @."""
+    name = passed.getsockname()
+    return Path("@" + os.fsdecode(name[1:])) if isinstance(name, bytes) else Path(name)
+
+
+@contextlib.asynccontextmanager
+async def open_listeners(paths: Sequence[Path], passed: Sequence[socket.socket] = ()) -> AsyncIterator[list[Endpoint]]:
+    """Listen at the passed sockets and at all the paths for the block, and bind again what vanishes of the latter.
+
+    Raises ListenFault when there is nothing to listen at. A path that cannot be bound now is logged and tried again; one
+    that a passed socket is at is left to that. An exception leaves the block inside an ExceptionGroup.
     """
-    endpoints = [Endpoint(path) for path in paths]
+    endpoints: list[Endpoint] = [PassedEndpoint(one) for one in passed]
+    taken = {endpoint.path for endpoint in endpoints}
+    endpoints += [Endpoint(path) for path in paths if path not in taken]
     for endpoint in endpoints:
         endpoint.bind()
     if all(endpoint.fault for endpoint in endpoints):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import socket
 from collections.abc import Iterator, Sequence
 
 import trio
@@ -24,6 +25,7 @@ from .handlers import Service
 from .instance import Instance
 from .listen import Endpoint, all_accepted, open_listeners
 from .liveness import Liveness, descriptors_to_spare
+from .notify import Notifier
 from .reload import Reload
 from .server import Connection, peer_of, refuse_stranger
 
@@ -35,14 +37,40 @@ async def serve(
     reload: Reload,
     *,
     stop: trio.Event,
+    notifier: Notifier,
+    passed: Sequence[socket.socket] = (),
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve the instance with the settings of `reload` until `stop`; `task_status` is started when the daemon answers.
+    """Serve the instance with the settings of `reload` until `stop`, at the passed sockets too.
 
-    Raises what opening the log raises, ListenFault, and, in an ExceptionGroup, StorageFault or InstanceLost: then nothing
-    that was not answered may be assumed to be stored, and the files were left as they are.
+    When the daemon answers, `task_status` is started and the service manager told. Raises what opening the log raises,
+    ListenFault, and, in an ExceptionGroup, StorageFault or InstanceLost: then nothing that was not answered may be assumed
+    to be stored, and the files were left as they are.
     """
-    log = None if instance.damaged(now_us()) else open_log(instance)
+    with notifier.starting(f"opening {instance.database}"):
+        log = None if instance.damaged(now_us()) else open_log(instance)
+    service = assemble(instance, reload, log, notifier)
+    try:
+        if log is not None:
+            with notifier.starting(f"adopting what ended while nobody served {instance.database}"):
+                await adopt_orphans(service, log)
+        async with open_listeners(user_sockets(), passed) as endpoints:
+            await serve_endpoints(service, endpoints, stop, notifier, task_status)
+    except BaseException:
+        service.close()
+        service.liveness.close()
+        if log is not None:
+            log.abandon()
+        raise
+    service.close()
+    service.liveness.close()
+    if log is not None:
+        log.close()
+    logger.info("stopped", extra={"fields": {"position": service.tail.position}})
+
+
+def assemble(instance: Instance, reload: Reload, log: EventLog | None, notifier: Notifier) -> Service:
+    """The parts of the daemon, each told of the others."""
     if log is None:
         instance_id, position = read_only_history(instance)
         logger.critical("storage faults ended the daemon again and again: it only reads now")
@@ -57,32 +85,28 @@ async def serve(
             tail.forget()
         liveness.leases_changed(batch.held)
 
-    committer = Committer(log, instance, config.queue_bytes, on_commit)
+    def on_beat() -> None:
+        notifier.beat(status_of(service))
 
     def on_reload(config: Config) -> None:
         committer.configure(config.queue_bytes)
         liveness.configure(grace_s=config.disconnect_grace_s, max_pidfds=descriptors_to_spare(config.connections))
         service.collector.reschedule()
 
+    committer = Committer(log, instance, config.queue_bytes, on_commit, notifier.beat_s, on_beat)
     service = Service(instance, reload, instance_id, committer, tail, liveness)
     reload.applied = on_reload
     service.state = "recording" if log is not None else "damaged"
-    try:
-        if log is not None:
-            await adopt_orphans(service, log)
-        async with open_listeners(user_sockets()) as endpoints:
-            await serve_endpoints(service, endpoints, stop, task_status)
-    except BaseException:
-        service.close()
-        liveness.close()
-        if log is not None:
-            log.abandon()
-        raise
-    service.close()
-    liveness.close()
-    if log is not None:
-        log.close()
-    logger.info("stopped", extra={"fields": {"position": tail.position}})
+    return service
+
+
+def status_of(service: Service) -> str:
+    """What an operator sees at a glance, on one line."""
+    faulty = "; the settings file is not usable" if service.reload.faults else ""
+    return (
+        f"{service.state} in {service.instance.database}, position {service.tail.position}, "
+        f"{len(service.connections)} connections{faulty}"
+    )
 
 
 def open_log(instance: Instance) -> EventLog:
@@ -128,7 +152,11 @@ async def adopt_orphans(service: Service, log: EventLog) -> None:
 
 
 async def serve_endpoints(
-    service: Service, endpoints: Sequence[Endpoint], stop: trio.Event, task_status: trio.TaskStatus[None]
+    service: Service,
+    endpoints: Sequence[Endpoint],
+    stop: trio.Event,
+    notifier: Notifier,
+    task_status: trio.TaskStatus[None],
 ) -> None:
     """Accept and commit until `stop`, then let what was begun come to its end, for at most `stop_s`."""
     service.sockets = [str(endpoint.path) for endpoint in endpoints]
@@ -141,11 +169,12 @@ async def serve_endpoints(
             nursery.start_soon(service.sweeper.run)
             nursery.start_soon(service.collector.run)
             accepting = trio.CancelScope()
-            for endpoint in endpoints:
-                nursery.start_soon(accept, service, endpoint, nursery, accepting)
+            nursery.start_soon(accept_all, service, endpoints, nursery, accepting)
             logger.info("ready", extra={"fields": {"position": service.tail.position, "sockets": service.sockets}})
             task_status.started()
+            notifier.ready(status_of(service))
             await stop.wait()
+            notifier.stopping(service.config.stop_s)
             accepting.cancel()
             service.stopping.set()
             with trio.move_on_after(service.config.stop_s):
@@ -176,24 +205,33 @@ def noting_storage_faults(service: Service) -> Iterator[None]:
         raise
 
 
-async def accept(service: Service, endpoint: Endpoint, nursery: trio.Nursery, accepting: trio.CancelScope) -> None:
-    """Take connections until cancelled."""
+async def accept_all(
+    service: Service, endpoints: Sequence[Endpoint], nursery: trio.Nursery, accepting: trio.CancelScope
+) -> None:
+    """Take connections at all endpoints until cancelled; those that were taken live on in the nursery."""
     with accepting:
-        while True:
-            try:
-                stream = await endpoint.accept()
-            except OSError as error:
-                logger.error("cannot accept", extra={"fields": {"error": error}})
-                await trio.sleep(0.1)  # out of descriptors: some will be closed
-                continue
-            peer = peer_of(stream, service.liveness.processes)
-            if peer is None or len(service.connections) >= service.config.connections:
-                nursery.start_soon(refuse_stranger, stream)
-                continue
-            connection = Connection(stream, peer, service, service.config.frame_bytes)
-            service.connections.add(connection)  # at once: a verdict may wait for what its peer has sent
-            service.liveness.connected(connection)
-            nursery.start_soon(serve_connection, service, connection)
+        async with trio.open_nursery() as acceptors:
+            for endpoint in endpoints:
+                acceptors.start_soon(accept, service, endpoint, nursery)
+
+
+async def accept(service: Service, endpoint: Endpoint, nursery: trio.Nursery) -> None:
+    """Take connections at one endpoint."""
+    while True:
+        try:
+            stream = await endpoint.accept()
+        except OSError as error:
+            logger.error("cannot accept", extra={"fields": {"error": error}})
+            await trio.sleep(0.1)  # out of descriptors: some will be closed
+            continue
+        peer = peer_of(stream, service.liveness.processes)
+        if peer is None or len(service.connections) >= service.config.connections:
+            nursery.start_soon(refuse_stranger, stream)
+            continue
+        connection = Connection(stream, peer, service, service.config.frame_bytes)
+        service.connections.add(connection)  # at once: a verdict may wait for what its peer has sent
+        service.liveness.connected(connection)
+        nursery.start_soon(serve_connection, service, connection)
 
 
 async def serve_connection(service: Service, connection: Connection) -> None:

@@ -10,28 +10,33 @@ import functools
 import gc
 import logging
 import signal
+import socket
+from collections.abc import Sequence
 
 import trio
 
 from .instance import Instance
 from .main import serve
+from .notify import Notifier
 from .reload import Reload
 
 logger = logging.getLogger("runhistd.signals")
 
 
-def run(instance: Instance, reload: Reload) -> None:
+def run(instance: Instance, reload: Reload, notifier: Notifier, passed: Sequence[socket.socket]) -> None:
     """Serve until SIGTERM or SIGINT. What ends the daemon otherwise comes out in an ExceptionGroup."""
-    trio.run(serve_until_signal, instance, reload)
+    trio.run(serve_until_signal, instance, reload, notifier, passed)
 
 
-async def serve_until_signal(instance: Instance, reload: Reload) -> None:
+async def serve_until_signal(
+    instance: Instance, reload: Reload, notifier: Notifier, passed: Sequence[socket.socket]
+) -> None:
     """Serve, with the signals turned into the stop event before anything answers."""
     stop = trio.Event()
     async with trio.open_nursery() as signals:
         async with trio.open_nursery() as serving:
-            await signals.start(heed_signals, stop, serving.cancel_scope, reload)
-            await serving.start(functools.partial(serve, instance, reload, stop=stop))
+            await signals.start(heed_signals, stop, serving.cancel_scope, reload, notifier)
+            await serving.start(functools.partial(serve, instance, reload, stop=stop, notifier=notifier, passed=passed))
             gc.collect()
             gc.freeze()
         signals.cancel_scope.cancel()
@@ -41,6 +46,7 @@ async def heed_signals(
     stop: trio.Event,
     at_once: trio.CancelScope,
     reload: Reload,
+    notifier: Notifier,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """The first SIGTERM or SIGINT asks for a graceful stop, the second ends it at once."""
@@ -49,7 +55,8 @@ async def heed_signals(
         async for number in received:
             name = signal.Signals(number).name
             if number == signal.SIGHUP:
-                reload.look()
+                with notifier.reloading():
+                    reload.look()
             elif stop.is_set():
                 logger.warning("stopping at once", extra={"fields": {"signal": name}})
                 at_once.cancel()

@@ -158,6 +158,13 @@ class EventLog:
             runs.setdefault((uid, namespace, run_id), set()).add(Holder(*holder))
         return [Held(*name, frozenset(holders)) for name, holders in runs.items()]
 
+    def look(self) -> None:
+        """Read something from the files, to see that they can be read. Raises StorageFault."""
+        try:
+            read_history(self._connection)
+        except _STORAGE_ERRORS as error:
+            raise StorageFault(f"read: {error}") from error
+
     def checkpoint(self, *, truncate: bool) -> None:
         """Move the WAL's content into the database; with `truncate`, also give its space back if no reader needs it."""
         mode = apsw.SQLITE_CHECKPOINT_TRUNCATE if truncate else apsw.SQLITE_CHECKPOINT_PASSIVE
