@@ -31,7 +31,8 @@ MAY_IMPORT = {
     "runhistd.model": {"runhistd.model.*"},
     "runhist": {"runhist.*"},
     "runhist.identity": set(),
-    "runhist.paths": set(),
+    "runhist.environment": set(),
+    "runhist.paths": {"runhist.environment"},
     "runhist.protocol": {"runhist.protocol.*"},
     "runhist.spool": {"runhist.identity", "runhist.ids", "runhist.paths", "runhist.protocol.*"},
 }

@@ -33,8 +33,9 @@ def connect(
 ) -> History:
     """The history of this user. Nothing is connected yet: the first call that needs the daemon does that.
 
-    `namespace` is the default of its runs. With `errors="raise"` a recording fault is raised at the next call instead of
-    only being logged and counted. `require` insists on recording. `deadline` is how many seconds a call may wait;
+    `namespace` is the default of its runs, else what RUNHIST_NAMESPACE says; lists are of all where neither they nor this
+    name one. With `errors="raise"` a recording fault is raised at the next call instead of only being logged and counted.
+    `require` insists on recording. `deadline` is how many seconds a call may wait;
     `window` how many events (and 16 MiB) of all its runs may wait in memory for the daemon. While there is no daemon to
     connect to, events go to the spool, which may have `spool_bytes`; with `require` there is none.
     """
@@ -76,6 +77,7 @@ class History(Recorder):
         team_epoch: Optional[int] = None,
         root: Optional[str] = None,
         dir: Optional[str] = None,
+        traceparent: Optional[str] = None,
         namespace: Optional[str] = None,
     ) -> Run:
         """Begin a run and own it. Waits for the daemon up to the deadline; if that is in vain, later calls try on.
@@ -83,8 +85,9 @@ class History(Recorder):
         `run_id` is the engine's own id, or a UUIDv7 is made. `team_run_id` names an execution of the team `team_id` that
         several runs belong to, `team_epoch` its version: members of an older one than the newest seen are refused
         (StaleTeamEpoch). `root`, an absolute path, and `dir`, a relative one below it, name a directory of the run's own,
-        which `runhist rm --files` removes. Raises nothing, unless recording is insisted on or
-        `errors="raise"`: then Unreachable, or the refusal (RunExists, for instance).
+        which `runhist rm --files` removes. `parent_run_id` and `traceparent`, the trace that it belongs to, are else those
+        that `environment` tells of; a traceparent that is malformed is ignored. Raises nothing, unless recording is
+        insisted on or `errors="raise"`: then Unreachable, or the refusal (RunExists, for instance).
         """
         run_id = new_run_id() if run_id is None else run_id
         faults = self._new_faults()
@@ -92,9 +95,8 @@ class History(Recorder):
             return Run(self, None, faults, run_id, fresh=True)
         team = {"team_id": team_id, "team_run_id": team_run_id, "team_epoch": team_epoch}
         names = {"workflow": workflow, "agent_id": agent_id, "title": title, "parent_run_id": parent_run_id, **team}
-        names.update(root=root, dir=dir)
+        names.update(root=root, dir=dir, traceparent=traceparent)
         objects = {"definition": definition, "metadata": metadata}
-        namespace = self.namespace if namespace is None else namespace
         outbox = self._prepare(faults, namespace, run_id, names, objects)
         run = Run(self, outbox, faults, run_id, fresh=True)
         self._begin(self._link, outbox)
@@ -118,7 +120,7 @@ class History(Recorder):
         Raises LeaseHeld while somebody goes on with it, Conflict where the gate was answered already, StatusChanged,
         RunClosed, StaleTeamEpoch, NoSuchRun (also where recording is off), and Unreachable: a claim never waits in memory.
         """
-        namespace = self.namespace if namespace is None else namespace
+        namespace = self._namespace_of_one(namespace)
         expected: Dict[str, Any] = {"expect_status": expect_status, "expect_seq": expect_seq}
         return claim_run(self, namespace, run_id, answer=answer, takeover=takeover, **expected)
 
@@ -127,7 +129,7 @@ class History(Recorder):
 
         Raises Conflict where it was answered already, NotAllowed where no gate is open, NoSuchRun, Unreachable.
         """
-        answer_gate(self, self.namespace if namespace is None else namespace, run_id, answer)
+        answer_gate(self, self._namespace_of_one(namespace), run_id, answer)
 
     def interrupted(
         self, *, namespace: Optional[str] = None, agent_id: Optional[str] = None, workflow: Optional[str] = None
@@ -170,7 +172,7 @@ class History(Recorder):
 
     def run(self, run_id: str, namespace: Optional[str] = None) -> RunReader:
         """A run to read, whoever records it."""
-        return RunReader(self._reader, self.namespace if namespace is None else namespace, run_id)
+        return RunReader(self._reader, self._namespace_of_one(namespace), run_id)
 
     def list_runs(
         self,

@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Mapping, Optional, Tuple, Union
 
+from . import environment
 from .paths import SocketChoice, check_socket_path, choose_sockets
 from .protocol.errors import InterfaceNotFound, Refusal, RunhistError, ShuttingDown, error_from_wire
 from .protocol.interface import INTERFACE
@@ -79,7 +80,7 @@ class Unreachable(RunhistError):
         self.why = why
         self.detail = detail
         self.next_command = _NEXT.get(reason, _START).format(socket=sockets[0])
-        if reason == "not_a_history" and why.startswith("RUNHIST_SOCKET"):
+        if reason == "not_a_history" and why.startswith(environment.SOCKET):
             self.next_command = "unset RUNHIST_SOCKET"
         super().__init__(reason)
 

@@ -15,6 +15,7 @@ from typing import Any, Dict, Mapping, Optional, Union
 
 from .encoding import Unencodable, as_object, encode, plain_text, present, usage_members
 from .endings import CANCELLED, FAILED, cancel_reason, failure_members, outcome_of
+from .environment import RunName, lend
 from .faults import Faults
 from .outbox import Entry, Outbox
 from .protocol.errors import Refusal, RunhistError
@@ -60,6 +61,18 @@ class RunHandle(Recording):
     def faults(self) -> int:
         """How many events of this handle were not recorded, for whatever reason."""
         return self._faults.count
+
+    def environ(self) -> Dict[str, str]:
+        """The environment variables that hand the run on: `subprocess.run(command, env={**os.environ, **run.environ()})`.
+
+        There `current_run` and `runhist append` add to it, and the runs that are begun are its children; one that has
+        not begun yet is a parent only. Empty where nothing is recorded.
+        """
+        if self._link is None or self._outbox is None or self._link.forked or self._outbox.refused is not None:
+            return {}
+        with self._link.lock:
+            socket = self._link.socket_path
+        return lend(RunName(self.namespace, self._run_id), self.epoch, socket, self._outbox.traceparent)
 
     # recording
 

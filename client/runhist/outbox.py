@@ -83,12 +83,19 @@ class Outbox:
     """One run handle's way to the daemon: `begin` is the encoded BeginRun, or None for a run that has an epoch."""
 
     def __init__(
-        self, faults: Faults, namespace: Optional[str], run_id: str, begin: Optional[bytes], epoch: Optional[int] = None
+        self,
+        faults: Faults,
+        namespace: Optional[str],
+        run_id: str,
+        begin: Optional[bytes],
+        epoch: Optional[int] = None,
+        traceparent: Optional[str] = None,
     ) -> None:
         self.faults = faults
         self.namespace = namespace
         self.run_id = run_id
         self.epoch = epoch
+        self.traceparent = traceparent  # what the run hands on besides its name and lease
         self.refused: Optional[RunhistError] = None
         self.stored = 0
         self.duplicates = 0

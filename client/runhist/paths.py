@@ -14,6 +14,8 @@ import sys
 from pathlib import Path
 from typing import List, NamedTuple, Tuple
 
+from . import environment
+
 SOCKET_NAME = "dev.runhist.History"
 DATABASE_NAME = "history.db"
 SYSTEM_SOCKET = Path("/run/runhist") / SOCKET_NAME
@@ -76,7 +78,7 @@ def user_sockets() -> Tuple[Path, ...]:
 
 def choose_sockets() -> SocketChoice:
     """The sockets that a client tries: `$RUNHIST_SOCKET`, else the user's daemon, else an installed system daemon."""
-    override = os.environ.get("RUNHIST_SOCKET")
+    override = os.environ.get(environment.SOCKET)
     if override:
         return SocketChoice((Path(override),), "RUNHIST_SOCKET is set", True)
     sockets = user_sockets()

@@ -8,8 +8,9 @@ from __future__ import annotations
 import logging
 import os
 import time
-from typing import Any, Literal, Mapping, NamedTuple, Optional, Tuple
+from typing import Any, Dict, Literal, Mapping, NamedTuple, Optional, Tuple
 
+from . import environment
 from .encoding import Unencodable, as_object, encode, present
 from .faults import Faults, Journal
 from .ids import new_uuid
@@ -65,6 +66,14 @@ def _choose(wish: str, require: bool) -> Tuple[Optional[SocketChoice], Optional[
     return None, f"no runhistd was ever started for this user (nothing at {choice.sockets[0]}); RUNHIST=on insists"
 
 
+def _origin(namespace: Optional[str], parent_run_id: Optional[str], traceparent: Optional[str]) -> Dict[str, Optional[str]]:
+    """Whose child a run is, and of which trace; see `environment`."""
+    if parent_run_id is None:
+        parent_run_id = environment.parent_of(namespace, environment.own_run())
+    traceparent = environment.own_traceparent() if traceparent is None else environment.well_formed(traceparent)
+    return {"parent_run_id": parent_run_id, "traceparent": traceparent}
+
+
 class Recorder:
     """The part of a history that begins runs."""
 
@@ -86,6 +95,12 @@ class Recorder:
             return "off"
         return "spooling" if self._link.spools else "recording"
 
+    def _namespace_of_one(self, namespace: Optional[str]) -> Optional[str]:
+        """In which namespace one run is meant, where that one is named."""
+        if namespace is not None:
+            return namespace
+        return environment.own_namespace() if self.namespace is None else self.namespace
+
     def _prepare(
         self,
         faults: Faults,
@@ -95,10 +110,12 @@ class Recorder:
         objects: Mapping[str, Any],
     ) -> Outbox:
         """An outbox with its BeginRun; a member that is not JSON is left out as a fault."""
+        namespace = self._namespace_of_one(namespace)
+        origin = _origin(namespace, members.get("parent_run_id"), members.get("traceparent"))
         spec = present(
             namespace=namespace,
             time_us=time.time_ns() // 1000,
-            **members,
+            **{**members, **origin},
             **{name: as_object(value) for name, value in objects.items() if value is not None},
         )
         for name, value in list(spec.items()):
@@ -113,7 +130,7 @@ class Recorder:
             outbox = Outbox(faults, namespace, run_id, b"")
             outbox.give_up(InvalidParameter(parameter="run.run_id"))
             return outbox
-        return Outbox(faults, namespace, run_id, begin)
+        return Outbox(faults, namespace, run_id, begin, traceparent=origin["traceparent"])
 
     def _note_spooling(self, link: Pump) -> None:
         """A run has begun in the spool."""

@@ -121,8 +121,8 @@ class Event(NamedTuple):
 
 class RunRecord(NamedTuple):
     """What a run's events amount to. definition, metadata, state, output, checkpoint_seq, root and dir (the
-    run's own directory), pinned, and evidence (why the run lost
-    its owner) are only there when one run is read, not in lists. `lease` is owned, none or ended."""
+    run's own directory), traceparent, pinned, and evidence (why the run lost its owner) are only there when one run is
+    read, not in lists. `lease` is owned, none or ended."""
 
     namespace: str
     run_id: str
@@ -152,6 +152,7 @@ class RunRecord(NamedTuple):
     evidence: Optional[Dict[str, Any]] = None
     root: Optional[str] = None
     dir: Optional[str] = None
+    traceparent: Optional[str] = None
     pinned: Optional[bool] = None
     lease: str = "owned"
     team_id: Optional[str] = None

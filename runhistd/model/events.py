@@ -22,6 +22,11 @@ Name = Annotated[str, Meta(min_length=1, max_length=255)]
 Count = Annotated[int, Meta(ge=0, le=MAX_COUNT)]
 Positive = Annotated[int, Meta(ge=1, le=MAX_COUNT)]
 Amount = Annotated[int, Meta(ge=0, le=MAX_USAGE)]
+# https://www.w3.org/TR/trace-context/#traceparent-header: no id is all zeros, ff is no version, later ones may be longer.
+_TRACE_IDS = r"-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
+Traceparent = Annotated[
+    str, Meta(pattern=rf"\A(?:00{_TRACE_IDS}|(?!00|ff)[0-9a-f]{{2}}{_TRACE_IDS}(?:-[!-~]{{0,200}})?)\Z")
+]
 
 EMPTY: Final = Raw(b"{}")
 
@@ -114,6 +119,7 @@ class RunSpec(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tru
     time_us: Count | None = None
     root: str | None = None
     dir: str | None = None
+    traceparent: Traceparent | None = None
 
 
 class Updated(Struct, frozen=True):

@@ -77,6 +77,7 @@ class RunDetail:
     evidence: Raw | None
     root: str | None
     dir: str | None
+    traceparent: str | None
     pinned: bool
 
 

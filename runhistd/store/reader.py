@@ -44,12 +44,15 @@ _decode_usage = msgspec.json.Decoder(Usage).decode
 _encode = msgspec.json.Encoder().encode
 
 
-class _OwnDirectory(msgspec.Struct):
+class _Spec(msgspec.Struct):
+    """What is read again of a RunSpec."""
+
     root: str | None = None
     dir: str | None = None
+    traceparent: str | None = None
 
 
-_decode_directory = msgspec.json.Decoder(_OwnDirectory).decode
+_decode_spec = msgspec.json.Decoder(_Spec).decode
 
 __all__ = ["RunPage", "open_reader"]
 
@@ -89,8 +92,8 @@ def get_run(connection: apsw.Connection, uid: int, namespace: str, run_id: str) 
             raise NoSuchRun(namespace, run_id)
         run = run_from_row(row)
         found = {name: Raw(text.encode()) for name, text in connection.execute(sql.DOCUMENTS, (run.number,))}
-        ((spec,),) = connection.execute(sql.DATA_OF_SEQ, (run.number, 1))
-        own = _decode_directory(spec)
+        ((data,),) = connection.execute(sql.DATA_OF_SEQ, (run.number, 1))
+        spec = _decode_spec(data)
         ((pinned,),) = connection.execute(sql.PINNED, (run.number,))
         detail = RunDetail(
             found.get("definition"),
@@ -99,8 +102,9 @@ def get_run(connection: apsw.Connection, uid: int, namespace: str, run_id: str) 
             found.get("output"),
             run.head.checkpoint_seq,
             _evidence(connection, run.number),
-            own.root,
-            own.dir,
+            spec.root,
+            spec.dir,
+            spec.traceparent,
             bool(pinned),
         )
         return _view(connection, run), detail

@@ -7,6 +7,7 @@ import os
 import sys
 from typing import Any, Optional
 
+from .. import environment
 from .main import OK
 
 DESCRIPTION = """\
@@ -50,37 +51,42 @@ def run(args: argparse.Namespace) -> int:
 
     if recording_is_off():
         return OK
+    namespace = args.namespace or environment.own_namespace()
     spec = present(
         run_id=args.run_id or new_run_id(),
-        namespace=args.namespace or os.environ.get("RUNHIST_NAMESPACE") or None,
+        namespace=namespace,
         workflow=args.workflow,
         agent_id=args.agent,
         title=args.title,
         root=None if args.root is None else str(Path(args.root).resolve()),
         dir=args.dir,
-        parent_run_id=_parent(args.owner_pid),
+        parent_run_id=_parent(namespace, args.owner_pid),
+        traceparent=environment.own_traceparent(),
         time_us=time.time_ns() // 1000,
     )
     request = {"run": spec, "lease_key": new_uuid(), "owner_pid": args.owner_pid, "caller_pid": os.getpid()}
     begun = call_again_if_lost("BeginRun", request)
-    variables = {"RUNHIST_RUN": begun["run_id"], "RUNHIST_NAMESPACE": begun["namespace"], "RUNHIST_LEASE": begun["epoch"]}
-    lines = [f"export {name}={shlex.quote(str(value))}" for name, value in variables.items()]
+    run = environment.RunName(begun["namespace"], begun["run_id"])
+    variables = environment.lend(run, begun["epoch"], None, None)  # the shell has the other two already
+    lines = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
     sys.stdout.write("\n".join([json.dumps(begun)] if args.json else lines) + "\n")
     return OK
 
 
-def _parent(owner_pid: int) -> Optional[str]:
-    """The run that this one is begun in. A run that the same shell began before, or that has ended, is its sibling."""
+def _parent(namespace: Optional[str], owner_pid: int) -> Optional[str]:
+    """The run that this one is begun in.
+
+    A shell cannot be made to forget the run that it began before: that, and one that has ended, is a sibling.
+    """
     from ..connection import call_again_if_lost
     from ..protocol.errors import NoSuchRun
     from ..records import TERMINAL_STATUSES
 
-    outer = os.environ.get("RUNHIST_RUN")
-    if not outer:
+    outer = environment.parent_of(namespace, environment.own_run())
+    if outer is None:
         return None
     try:
-        name = {"namespace": os.environ.get("RUNHIST_NAMESPACE") or None, "run_id": outer}
-        found = call_again_if_lost("GetRun", name)["run"]
+        found = call_again_if_lost("GetRun", {"namespace": namespace, "run_id": outer})["run"]
     except NoSuchRun:
         return outer
     sibling = found["owner_pid"] == owner_pid or found["status"] in TERMINAL_STATUSES

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from typing import TYPE_CHECKING, Any, Dict, List, Tuple
 
@@ -66,11 +65,12 @@ def _claim(args: argparse.Namespace, kind: str, data: Dict[str, Any]) -> Dict[st
     import time
 
     from ..connection import Connection, call_again_if_lost
+    from ..environment import own_run
     from ..ids import new_uuid
     from ..protocol.errors import LeaseHeld
     from .names import address, find
 
-    if args.name is None and not os.environ.get("RUNHIST_RUN"):
+    if args.name is None and own_run() is None:
         raise Complaint(NO_RUN, USAGE)
     with Connection.open() as connection:
         found = find(connection, args.name, args.namespace)

@@ -34,8 +34,8 @@ are not recorded. The command is run even if it cannot be recorded; one line on 
 EPILOG = """\
 The exit status is the command's; a death by signal is repeated. 125: runhist is at fault; 126: the command cannot be
 executed; 127: it was not found. The command finds RUNHIST_RUN, RUNHIST_NAMESPACE, RUNHIST_LEASE and RUNHIST_SOCKET in its
-environment, so that `runhist append` adds to its run. On a pseudo-terminal, what the command leaves running in the
-background is hung up at its end, as when a terminal is closed.
+environment, so that `runhist append` adds to its run, and the runs that it begins are children of it. On a pseudo-terminal,
+what the command leaves running in the background is hung up at its end, as when a terminal is closed.
 """
 
 
@@ -133,17 +133,20 @@ def _spec(args: argparse.Namespace, argv: List[str]) -> Dict[str, Any]:
     """The RunSpec. Arguments that are no text are recorded with replacement characters."""
     import shlex
 
+    from .. import environment
     from ..encoding import plain_text, present
     from ..ids import new_run_id
 
     name = PurePath(argv[0]).name or argv[0]
     line = name if args.no_argv else shlex.join(argv)
+    namespace = args.namespace or environment.own_namespace()
     texts = present(
-        namespace=args.namespace or os.environ.get("RUNHIST_NAMESPACE") or None,
+        namespace=namespace,
         agent_id=args.agent,
         workflow=args.workflow or name[:MAX_NAME_CHARS] or None,
         title=args.title or (line if len(line) <= MAX_TITLE_CHARS else line[: MAX_TITLE_CHARS - 1] + "…"),
-        parent_run_id=os.environ.get("RUNHIST_RUN") or None,
+        parent_run_id=environment.parent_of(namespace, environment.own_run()),
+        traceparent=environment.own_traceparent(),
     )
     metadata = {} if args.no_argv else {"metadata": {"argv": [plain_text(word) for word in _bounded(argv)]}}
     return {"run_id": new_run_id(), **{member: plain_text(text) for member, text in texts.items()}, **metadata}

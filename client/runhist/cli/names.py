@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any, Dict, Optional
 
+from .. import environment
 from ..connection import Connection
 from .main import NO_SUCH_RUN, USAGE, Complaint
 from .render import escaped, moment
@@ -15,8 +15,9 @@ STATUS_NAMES = {"failed": ["failed"], "running": ["running"], "paused": ["paused
 
 def find(connection: Connection, name: Optional[str], namespace: Optional[str]) -> Dict[str, Any]:
     """The Run of the wire that the name means. Raises Complaint."""
-    namespace = namespace or os.environ.get("RUNHIST_NAMESPACE") or None
-    name = name or os.environ.get("RUNHIST_RUN") or "@last"
+    own = environment.own_run()
+    namespace = namespace or environment.own_namespace()
+    name = name or ("@last" if own is None else own.run_id)
     if name.startswith("@"):
         return _newest(connection, name, namespace)
     asked = {"name": name, "limit": 11, **({"namespace": namespace} if namespace else {})}

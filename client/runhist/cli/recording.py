@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any, Callable, Deque, Dict, Iterable, Mapping, NamedTuple, Optional, Tuple, Union
 
 from ..encoding import encode
+from ..environment import RunName, lend
 from ..faults import Faults, Journal
 from ..ids import new_uuid
 from ..link import Link
@@ -60,7 +61,7 @@ class Recording:
         begin = None
         if epoch is None:
             begin = encode({"run": {**spec, "time_us": _now_us()}, "lease_key": new_uuid()})
-        self._outbox = Outbox(self._faults, spec.get("namespace"), spec["run_id"], begin, epoch)
+        self._outbox = Outbox(self._faults, spec.get("namespace"), spec["run_id"], begin, epoch, spec.get("traceparent"))
         self._max_output_bytes = max_output_bytes
         self._cutters: Dict[str, LineCutter] = {}
         self._held: Deque[_Heard] = deque()  # lines that wait for room: those of one read at most
@@ -97,17 +98,9 @@ class Recording:
             self._link.close()
 
     def environment(self) -> Dict[str, str]:
-        """What the command needs to add to this run, or to begin runs within it; empty while it has not begun."""
-        if self._outbox.epoch is None:
-            return {}
-        variables = {
-            "RUNHIST_RUN": self._outbox.run_id,
-            "RUNHIST_NAMESPACE": self._outbox.namespace or "default",
-            "RUNHIST_LEASE": str(self._outbox.epoch),
-        }
-        if self._link.socket_path is not None:
-            variables["RUNHIST_SOCKET"] = str(self._link.socket_path.absolute())
-        return variables
+        """What the command needs to add to this run, or to begin runs within it."""
+        run = RunName(self._outbox.namespace, self._outbox.run_id)
+        return lend(run, self._outbox.epoch, self._link.socket_path, self._outbox.traceparent)
 
     # what the relay uses
 

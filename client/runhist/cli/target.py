@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import NamedTuple, Optional
 
+from .. import environment
 from ..connection import Connection
 from .main import USAGE, Complaint
 from .names import find
@@ -27,13 +28,13 @@ def recording_is_off() -> bool:
 
 def own_run() -> Optional[Target]:
     """The run that RUNHIST_RUN, RUNHIST_NAMESPACE and RUNHIST_LEASE name. Raises Complaint for a lease that is no number."""
-    run_id = os.environ.get("RUNHIST_RUN")
-    if not run_id:
+    run = environment.own_run()
+    if run is None:
         return None
-    lease = os.environ.get("RUNHIST_LEASE")
-    if lease and not lease.isdecimal():
-        raise Complaint(f"RUNHIST_LEASE is {lease!r}, which is no lease", USAGE)
-    return Target(os.environ.get("RUNHIST_NAMESPACE") or None, run_id, int(lease) if lease else None)
+    try:
+        return Target(run.namespace, run.run_id, environment.own_lease())
+    except environment.BadLease as error:
+        raise Complaint(str(error), USAGE) from None
 
 
 def own_target(name: Optional[str], namespace: Optional[str]) -> Optional[Target]:

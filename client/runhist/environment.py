@@ -1,0 +1,88 @@
+"""The environment variables by which a run is handed on to the processes that work for it, and what a process finds there.
+
+RUNHIST_RUN and RUNHIST_NAMESPACE name the run, RUNHIST_LEASE is the number of its lease, and whoever has that adds to the
+run; it is set and empty where the run has not begun yet, so that the lease of a run further out is not taken for its own.
+RUNHIST_SOCKET is where the daemon answered. TRACEPARENT is the trace that the run belongs to, as the W3C's Trace Context
+defines the header of that name (https://www.w3.org/TR/trace-context/#traceparent-header); one that it would not have is
+ignored, as it asks for.
+
+One rule for all that begin a run: the namespace is the one that is named, else RUNHIST_NAMESPACE; the parent is the run
+that is named, else the current one, if it is of the same namespace, since a parent's name counts in its child's.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Dict, NamedTuple, Optional
+
+RUN = "RUNHIST_RUN"
+NAMESPACE = "RUNHIST_NAMESPACE"
+LEASE = "RUNHIST_LEASE"
+SOCKET = "RUNHIST_SOCKET"
+TRACEPARENT = "TRACEPARENT"
+
+MAX_LEASE_DIGITS = 18  # what the wire's integers hold in any case
+
+_IDS = r"-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
+_TRACEPARENT = re.compile(rf"00{_IDS}|(?!00|ff)[0-9a-f]{{2}}{_IDS}(?:-[!-~]{{0,200}})?")
+
+
+class BadLease(ValueError):
+    """RUNHIST_LEASE is no number."""
+
+
+class RunName(NamedTuple):
+    """What names a run; no namespace is the default one."""
+
+    namespace: Optional[str]
+    run_id: str
+
+
+def own_namespace() -> Optional[str]:
+    """The namespace in which this process was asked to work."""
+    return os.environ.get(NAMESPACE) or None
+
+
+def own_run() -> Optional[RunName]:
+    """The run that this process works for."""
+    run_id = os.environ.get(RUN)
+    return RunName(own_namespace(), run_id) if run_id else None
+
+
+def own_lease() -> Optional[int]:
+    """The lease under which this process may add to `own_run`. Raises BadLease."""
+    lease = os.environ.get(LEASE)
+    if not lease:
+        return None
+    if not lease.isdecimal() or len(lease) > MAX_LEASE_DIGITS:
+        raise BadLease(f"{LEASE} is {lease[:50]!r}, which is no lease")
+    return int(lease)
+
+
+def own_traceparent() -> Optional[str]:
+    """The trace that this process works for."""
+    return well_formed(os.environ.get(TRACEPARENT))
+
+
+def well_formed(traceparent: Optional[str]) -> Optional[str]:
+    """The traceparent, or None for one that the specification would not have. Versions to come may add to its end."""
+    return traceparent if traceparent is not None and _TRACEPARENT.fullmatch(traceparent) else None
+
+
+def parent_of(namespace: Optional[str], current: Optional[RunName]) -> Optional[str]:
+    """The run_id of the parent of a run that is begun in this namespace where `current` is the current run."""
+    if current is None or (current.namespace or "default") != (namespace or "default"):
+        return None
+    return current.run_id
+
+
+def lend(run: RunName, epoch: Optional[int], socket: Optional[Path], traceparent: Optional[str]) -> Dict[str, str]:
+    """The variables that hand a run on, to be put over those that there are. What is not known stays as it is there."""
+    variables = {RUN: run.run_id, NAMESPACE: run.namespace or "default", LEASE: "" if epoch is None else str(epoch)}
+    if socket is not None:
+        variables[SOCKET] = str(socket.absolute())
+    if traceparent is not None:
+        variables[TRACEPARENT] = traceparent
+    return variables
