@@ -3,7 +3,8 @@
 Recorded as JSON are dicts, lists, tuples, strings, finite numbers, booleans and None. For convenience dates and times
 become ISO 8601, paths, UUIDs and Decimals their text, and other libraries' integers integers; dict keys that are
 numbers, booleans or None become text as in the json module. Refused with the field's name are NaN and infinities, sets,
-bytes and other objects, other keys, text with lone surrogates or U+0000, and nesting deeper than the daemon takes.
+bytes and other objects, integers beyond a double, other keys, text with lone surrogates or U+0000, and nesting deeper
+than the daemon takes.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 import math
 import operator
 import os
+import sys
 from typing import TYPE_CHECKING, Any, Dict, Mapping, Union
 
 from .protocol.errors import RunhistError
@@ -24,6 +26,9 @@ MAX_TRACEBACK_CHARS = 64 * 1024
 
 if TYPE_CHECKING:
     from decimal import Decimal
+
+_LONG_NUMBER = b"0" * 309  # an integer that may be beyond a double, its digits taken for zeros
+_DIGITS = bytes.maketrans(b"123456789", b"000000000")
 
 Cost = Union[str, int, float, "Decimal"]
 _COUNTS = frozenset(
@@ -52,7 +57,7 @@ def encode(members: Mapping[str, Any]) -> bytes:
         _name_fault(members)
         raise Unencodable("the event", f"is not JSON: {error!r}") from error
     openers = encoded.count(b"{") + encoded.count(b"[")  # a cheap upper bound of the depth
-    if openers > MAX_DEPTH or b"\\u0000" in encoded:
+    if openers > MAX_DEPTH or b"\\u0000" in encoded or _LONG_NUMBER in encoded.translate(_DIGITS):
         _find_fault(members)
     return encoded
 
@@ -220,7 +225,10 @@ def _find_fault(value: Any, path: str = "", depth: int = 0) -> None:
     elif isinstance(value, float):
         if not math.isfinite(value):
             raise Unencodable(path, f"is {value}, which JSON cannot express")
-    elif value is not None and not isinstance(value, int):
+    elif isinstance(value, int):
+        if abs(value) > sys.float_info.max:
+            raise Unencodable(path, "is a number beyond a double, which not every reader takes")
+    elif value is not None:
         try:
             converted = _convert(value)
         except (TypeError, ValueError) as error:

@@ -2,17 +2,12 @@
 
 The two calls that write are decoded by msgspec straight into frozen Structs, their `data` kept as the bytes that came.
 Everything else is a control call: cattrs builds it, with hooks that convert nothing. Either way what does not fit the
-interface is InvalidParameter with the path of the member. msgspec does not look into `data`, so what JSON allows and a
-history must not keep (NUL characters, lone surrogates, numbers beyond a double, depth) is looked for here: cheaply
-first, exactly only where the cheap look found something.
+interface is InvalidParameter with the path of the member. msgspec does not look into `data`; `json_text` does.
 """
 
 from __future__ import annotations
 
-import json
-import math
-import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, Literal, TypeVar
 from uuid import UUID
 
@@ -24,16 +19,15 @@ from msgspec import Raw, Struct
 
 from runhistd.model.decide import Append
 from runhistd.model.errors import InvalidParameter, TooLarge
-from runhistd.model.events import EMPTY, MAX_COUNT, STATUSES, Count, Event, Positive, RunSpec, fault_path
+from runhistd.model.events import EMPTY, MAX_COUNT, STATUSES, Count, Event, Pid, Positive, RunSpec, fault_path
 from runhistd.model.holder import Holder
 from runhistd.model.ids import check_name
 from runhistd.model.lease import Release
 from runhistd.model.removal import check_directory
 
-MAX_DEPTH = 64
+from . import json_text
+
 T = TypeVar("T")
-_ESCAPE = re.compile(rb"\\(?:u([0-9a-fA-F]{4})|.)", re.DOTALL)
-_LARGE_EXPONENT = re.compile(rb"[0-9][eE]\+?[0-9]{3}")
 
 
 class MalformedCall(Exception):
@@ -52,8 +46,11 @@ class Envelope(Struct, frozen=True, forbid_unknown_fields=True):
     more: bool = False
     oneway: bool = False
     upgrade: bool = False
-    size: int = 0
-    """Bytes of the frame; not a member of the call."""
+
+    @property
+    def size(self) -> int:
+        """About the bytes of the frame."""
+        return len(memoryview(self.parameters))
 
 
 class BeginCall(Struct, frozen=True, forbid_unknown_fields=True):
@@ -62,8 +59,8 @@ class BeginCall(Struct, frozen=True, forbid_unknown_fields=True):
     run: Raw
     lease_key: UUID
     lease: Literal["owned", "none"] = "owned"
-    owner_pid: Positive | None = None
-    caller_pid: Positive | None = None
+    owner_pid: Pid | None = None
+    caller_pid: Pid | None = None
 
 
 class AppendCall(Struct, frozen=True, forbid_unknown_fields=True):
@@ -86,8 +83,8 @@ class ClaimCall(Struct, frozen=True, forbid_unknown_fields=True):
     expect_status: list[str] | None = None
     expect_seq: Count | None = None
     takeover: bool | None = None
-    owner_pid: Positive | None = None
-    caller_pid: Positive | None = None
+    owner_pid: Pid | None = None
+    caller_pid: Pid | None = None
     writer: UUID | None = None
     first_n: Positive | None = None
     events: list[Event] | None = None
@@ -115,19 +112,22 @@ def decode_envelope(frame: bytes) -> Envelope:
     try:
         text = str(frame, "utf-8")
         del text  # msgspec does not look at the bytes of what it keeps raw
-        envelope = _decode_envelope(frame)
+        return _decode_envelope(frame)
     except msgspec.ValidationError as error:
         raise MalformedCall(fault_path(error).removeprefix(".") or "call") from error
     except (ValueError, RecursionError) as error:
         raise MalformedCall("call") from error
-    return msgspec.structs.replace(envelope, size=len(frame))
 
 
-def decode_begin(parameters: Raw) -> tuple[BeginCall, RunSpec]:
-    """BeginRun's parameters and its RunSpec. Raises InvalidParameter."""
+def decode_begin(parameters: Raw, event_bytes: int) -> tuple[BeginCall, RunSpec]:
+    """BeginRun's parameters and its RunSpec, which becomes an event's data. Raises InvalidParameter, TooLarge."""
     call = _decoded(_decode_begin, parameters)
+    text = bytes(call.run)
+    if len(text) > event_bytes:
+        raise TooLarge("run", event_bytes)
     spec = _decoded(_decode_spec, call.run, "run")
-    _check_json(bytes(call.run), "run")
+    _check_json(text, "run")
+    _check_nul(text, "run")
     check_name("run.run_id", spec.run_id)
     if spec.namespace is not None:
         check_name("run.namespace", spec.namespace)
@@ -169,8 +169,7 @@ def _check_name(call: AppendCall | ClaimCall | ReleaseCall) -> str:
 
 def _check_events(events: list[Event], parameters: Raw, event_bytes: int) -> list[Event]:
     checked = [_check_event(event, i, event_bytes) for i, event in enumerate(events)]
-    if _has_bad_escape(bytes(parameters)):
-        raise InvalidParameter("events")
+    _check_nul(bytes(parameters))
     return checked
 
 
@@ -187,38 +186,18 @@ def _check_event(event: Event, i: int, event_bytes: int) -> Event:
 
 
 def _check_json(text: bytes, path: str) -> None:
-    deep = text.count(b"{") + text.count(b"[") > MAX_DEPTH
-    try:
-        if (deep or _LARGE_EXPONENT.search(text)) and not _is_plain(_decode_any(text), MAX_DEPTH):
-            raise InvalidParameter(path)
-    except (ValueError, RecursionError) as error:
-        raise InvalidParameter(path) from error
-    if b"\\u" in text and _has_bad_escape(text):
+    if not json_text.is_sound(text):
         raise InvalidParameter(path)
 
 
-def _is_plain(value: Any, depth: int) -> bool:
-    """Whether every number is finite and nothing is nested deeper than that."""
-    if isinstance(value, float):
-        return math.isfinite(value)
-    if isinstance(value, dict | list):
-        parts = value.values() if isinstance(value, dict) else value
-        return depth > 0 and all(_is_plain(part, depth - 1) for part in parts)
-    return True
+def _check_nul(text: bytes, where: str = "") -> None:
+    if json_text.holds_nul(text):
+        raise InvalidParameter(_place(where + json_text.path_of_fault(text)))
 
 
-def _has_bad_escape(text: bytes) -> bool:
-    r"""Whether a string holds \u0000 or half of a surrogate pair."""
-    if b"\\u" not in text:
-        return False
-    high_ends_at = -1  # of a leading surrogate that its other half must follow at once
-    for match in _ESCAPE.finditer(text):
-        code = int(match[1], 16) if match[1] else -1
-        is_low = 0xDC00 <= code <= 0xDFFF
-        if code == 0 or is_low != (high_ends_at == match.start()) or (high_ends_at >= 0 and not is_low):
-            return True
-        high_ends_at = match.end() if 0xD800 <= code <= 0xDBFF else -1
-    return high_ends_at >= 0
+def _place(path: str) -> str:
+    """A path as it stands in an error; without one the parameters as a whole are meant."""
+    return path.removeprefix(".") or "parameters"
 
 
 def _decoded(decode: Callable[[Raw], T], text: Raw, where: str = "") -> T:
@@ -226,43 +205,9 @@ def _decoded(decode: Callable[[Raw], T], text: Raw, where: str = "") -> T:
     try:
         return decode(text)
     except msgspec.ValidationError as error:
-        raise InvalidParameter((where + fault_path(error)).removeprefix(".") or "parameters") from error
+        raise InvalidParameter(_place(where + fault_path(error))) from error
     except (msgspec.DecodeError, RecursionError) as error:
-        raise InvalidParameter((where + _undecodable(text)).removeprefix(".") or "parameters") from error
-
-
-def _undecodable(text: Raw) -> str:
-    """Where the string lies that msgspec cannot decode: half a surrogate pair, which the standard library lets pass."""
-    try:
-        return _half_pair(json.loads(bytes(text))) or ""
-    except (ValueError, RecursionError):
-        return ""
-
-
-def _half_pair(value: Any) -> str | None:
-    """The path of the first string that is no text; a member whose name is none is named by what holds it."""
-    if isinstance(value, str):
-        return None if _is_text(value) else ""
-    parts: Iterable[tuple[str, Any]] = ()
-    if isinstance(value, dict):
-        if not all(map(_is_text, value)):
-            return ""
-        parts = ((f".{name}", part) for name, part in value.items())
-    elif isinstance(value, list):
-        parts = ((f"[{i}]", part) for i, part in enumerate(value))
-    for name, part in parts:
-        path = _half_pair(part)
-        if path is not None:
-            return name + path
-    return None
-
-
-def _is_text(value: str) -> bool:
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+        raise InvalidParameter(_place(where + json_text.path_of_fault(bytes(text)))) from error
 
 
 # --- control calls ---
@@ -451,7 +396,7 @@ def structure(parameters: Raw, cls: type[Any]) -> Any:
             raise InvalidParameter("parameters")
         return _converter.structure(members, cls)
     except ClassValidationError as error:
-        raise InvalidParameter(_path(error).removeprefix(".") or "parameters") from error
+        raise InvalidParameter(_place(_path(error))) from error
     except (ValueError, RecursionError) as error:
         raise InvalidParameter("parameters") from error
 

@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import cattrs
 import msgspec
@@ -25,7 +25,7 @@ from runhist.protocol import INTERFACE, SERVICE, interface_text
 from runhistd.config import Config
 from runhistd.model.decide import Append
 from runhistd.model.errors import InvalidParameter, NoSuchRun, PositionExpired, ShuttingDown
-from runhistd.model.events import KINDS, STATUSES
+from runhistd.model.events import KINDS, MAX_COUNT, STATUSES
 from runhistd.model.holder import Holder
 from runhistd.model.ids import check_name
 from runhistd.model.lease import Begin, Claim, Release
@@ -182,7 +182,7 @@ def append_request(service: Service, peer: Peer, parameters: Raw) -> Append:
 
 def begin_request(service: Service, peer: Peer, parameters: Raw) -> Begin:
     """BeginRun as a request. The owner is the peer, or a process of its user that it names."""
-    call, spec = calls.decode_begin(parameters)
+    call, spec = calls.decode_begin(parameters, service.config.event_bytes)
     owner, namespace = owner_of(service, peer, call), spec.namespace or "default"
     return Begin(peer.uid, namespace, spec.run_id, call.lease_key, owner, bytes(call.run), spec.time_us, call.lease)
 
@@ -512,10 +512,13 @@ def whole_page(page: str | None) -> str | None:
     return page
 
 
+UsagePage = tuple[str, Annotated[int, msgspec.Meta(ge=0, le=MAX_COUNT)], str, str]
+
+
 def check_usage_page(page: str) -> None:
     """A page token of GetUsage: the key of the last row."""
     try:
-        msgspec.json.decode(page, type=tuple[str, int, str, str])
+        msgspec.json.decode(page, type=UsagePage)
     except (msgspec.DecodeError, ValueError) as error:
         raise InvalidParameter("page") from error
 

@@ -211,7 +211,7 @@ class Spools:
         str(one.parameters, "utf-8")
         uid = os.geteuid()
         if one.method == "BeginRun":
-            call, spec = calls.decode_begin(Raw(one.parameters))
+            call, spec = calls.decode_begin(Raw(one.parameters), self._event_bytes())
             owner = Holder(header.pid, header.identity, header.boot_id)
             namespace = spec.namespace or "default"
             return Begin(uid, namespace, spec.run_id, call.lease_key, owner, bytes(call.run), spec.time_us, call.lease)

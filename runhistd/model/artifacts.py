@@ -10,6 +10,7 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
+MAX_INT = 2**63 - 1  # what the wire and SQLite take
 Hash = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 
 
@@ -19,8 +20,8 @@ class Artifact(Struct, frozen=True):
     name: Annotated[str, Meta(min_length=1, max_length=4096)] | None = None
     path: Annotated[str, Meta(min_length=1, max_length=4096)] | None = None
     kind: Annotated[str, Meta(max_length=255)] | None = None
-    size: Annotated[int, Meta(ge=0)] | None = None
-    mtime_us: int | None = None
+    size: Annotated[int, Meta(ge=0, le=MAX_INT)] | None = None
+    mtime_us: Annotated[int, Meta(ge=-MAX_INT, le=MAX_INT)] | None = None
     sha256: Hash | None = None
     blob: Hash | None = None
 

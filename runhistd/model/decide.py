@@ -12,9 +12,20 @@ from uuid import UUID
 from msgspec import Struct
 
 from .errors import Conflict, InvalidParameter, NotAllowed, RunClosed, SequenceGap, StaleEpoch
-from .events import DAEMON_KINDS, TERMINAL, TERMINAL_STATUS, Answered, Event, Payload, Usage, kind_of, payload_of
+from .events import (
+    DAEMON_KINDS,
+    MAX_COUNT,
+    TERMINAL,
+    TERMINAL_STATUS,
+    Answered,
+    Event,
+    Payload,
+    Usage,
+    kind_of,
+    payload_of,
+)
 from .holder import Holder
-from .run import Head
+from .run import Head, highest_totals
 
 _NEEDS_STEP = frozenset({"step.started", "step.retrying", "step.completed", "step.failed", "step.skipped"})
 _WITHOUT_LEASE = frozenset({"note", "artifact", "gate.answered"})
@@ -91,7 +102,7 @@ def decide(
     """
     if (request.writer is None) != (request.first_n is None):
         raise InvalidParameter("first_n" if request.first_n is None else "writer")
-    fresh = _new_events(request, last_n, stored)
+    fresh = _new_events(head, request, last_n, stored)
     if not fresh:
         return fresh
     if lease == "none":
@@ -104,9 +115,10 @@ def decide(
     return fresh
 
 
-def _new_events(request: Append, last_n: int, stored: Mapping[str, StoredKey]) -> list[Accepted]:
+def _new_events(head: Head, request: Append, last_n: int, stored: Mapping[str, StoredKey]) -> list[Accepted]:
     fresh: list[Accepted] = []
     seen: dict[str, Content] = {}
+    totals = head.totals
     for i, event in enumerate(request.events):
         path = f"events[{i}]"
         n = None if request.first_n is None else request.first_n + i
@@ -129,6 +141,10 @@ def _new_events(request: Append, last_n: int, stored: Mapping[str, StoredKey]) -
             raise InvalidParameter(f"{path}.key")
         if kind in _NEEDS_STEP and event.step_id is None:
             raise InvalidParameter(f"{path}.step_id")
+        if event.usage is not None:
+            totals = highest_totals(totals, [event.usage])
+            if max(totals) > MAX_COUNT:
+                raise NotAllowed(f"{path}.usage", "the run's sums would pass what can be counted")
         fresh.append(Accepted(event, kind, payload_of(kind, event.data, f"{path}.data"), n))
     return fresh
 

@@ -16,12 +16,16 @@ from .artifacts import Artifact
 from .errors import InvalidParameter
 
 MAX_COUNT = 2**63 - 1  # what SQLite's integers hold
-MAX_USAGE = 10**15  # one event's tokens or microcents; sums of a million such still fit
+MAX_USAGE = 10**15  # one event's tokens or microcents
+MAX_ATTEMPT = 10**9  # that an engine may name; the attempts that count on from there still fit
+MAX_PID = 2**31 - 1
 
 Name = Annotated[str, Meta(min_length=1, max_length=255)]
 Count = Annotated[int, Meta(ge=0, le=MAX_COUNT)]
 Positive = Annotated[int, Meta(ge=1, le=MAX_COUNT)]
 Amount = Annotated[int, Meta(ge=0, le=MAX_USAGE)]
+Attempt = Annotated[int, Meta(ge=1, le=MAX_ATTEMPT)]
+Pid = Annotated[int, Meta(ge=1, le=MAX_PID)]
 # https://www.w3.org/TR/trace-context/#traceparent-header: no id is all zeros, ff is no version, later ones may be longer.
 _TRACE_IDS = r"-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
 Traceparent = Annotated[
@@ -76,7 +80,7 @@ class Event(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True,
     key: Name | None = None
     time_us: Count | None = None
     step_id: Name | None = None
-    attempt: Positive | None = None
+    attempt: Attempt | None = None
     usage: Usage | None = None
     data: Raw = EMPTY
 

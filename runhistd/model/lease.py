@@ -18,7 +18,7 @@ from .decide import Accepted, Append, StoredKey, decide
 from .errors import LeaseHeld, RunClosed, StaleTeamEpoch, StatusChanged
 from .events import TERMINAL, Event
 from .holder import Holder
-from .run import Head
+from .run import Head, highest_totals
 
 OWNED = "owned"
 NONE = "none"  # many processes write, every event by its key; nobody's death is judged
@@ -123,7 +123,8 @@ def decide_claim(
     kinds = [event.kind or event.type for event in claim.events]
     leading = next((i for i, kind in enumerate(kinds) if kind != "gate.answered"), len(kinds))
     answers = decide(head, _part(claim, 0, leading, None), last_n, stored)
-    resumed = Head(status="running", epoch=epoch, last_seq=head.last_seq + len(answers) + 1)
+    totals = highest_totals(head.totals, (answer.event.usage for answer in answers))
+    resumed = Head(status="running", epoch=epoch, last_seq=head.last_seq + len(answers) + 1, totals=totals)
     counted = last_n
     if leading and claim.first_n is not None:  # or a gap before the first event would go unseen
         counted = max(last_n, claim.first_n + leading - 1)

@@ -10,12 +10,12 @@ the usage rows grow by, so that a run of a million steps costs no more memory th
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, cast
 
 from msgspec import UNSET, Struct
 
 from .events import (
-    MAX_COUNT,
     STEP_ENDS,
     TERMINAL_STATUS,
     Ended,
@@ -50,8 +50,16 @@ def amounts_of(usage: Usage) -> tuple[int | None, ...]:
 
 
 def add_amounts(one: Amounts, other: Amounts) -> Amounts:
-    """The sum, held at what the database can store."""
-    return cast(Amounts, tuple(min(a + b, MAX_COUNT) for a, b in zip(one, other, strict=True)))
+    """The sum, figure by figure. What the database cannot store was refused before."""
+    return cast(Amounts, tuple(a + b for a, b in zip(one, other, strict=True)))
+
+
+def highest_totals(totals: Amounts, usages: Iterable[Usage | None]) -> Amounts:
+    """What the totals can come to at most by these reports, whatever of them was counted before."""
+    for usage in usages:
+        if usage is not None:
+            totals = add_amounts(totals, cast(Amounts, tuple(figure or 0 for figure in amounts_of(usage))))
+    return totals
 
 
 class Step(Struct):

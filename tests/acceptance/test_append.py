@@ -80,7 +80,7 @@ def test_pipelined_calls_are_answered_in_order_and_a_read_sees_the_appends_befor
         ([{"type": "a", "time_us": 2**63}], "events[0].time_us"),
         ([{"type": "a", "attempt": 1.5}], "events[0].attempt"),
         ([{"type": "a", "data": []}], "events[0].data"),
-        ([{"type": "a", "data": {"x": "\0"}}], "events[0].data"),
+        ([{"type": "a", "data": {"x": "\0"}}], "events[0].data.x"),
         ([{"type": "a", "usage": {"input_tokens": -1}}], "events[0].usage.input_tokens"),
         ([{"type": "a", "kind": "b"}], "events[0].kind"),
         ([], "events"),

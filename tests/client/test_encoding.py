@@ -57,6 +57,8 @@ def nested(depth: int) -> Any:
         ({"a": {("x",): 1}}, "data.a"),
         ({"x\0": 1}, "a key of data"),
         ({"a": object()}, "data.a"),
+        ({"a": [10**308, -(10**309)]}, "data.a[1]"),
+        ({"a": 10**5000}, "data.a"),
         ({"a": Unfit()}, "the event"),
         ({"a": nested(MAX_DEPTH)}, "data.a" + "[0]" * (MAX_DEPTH - 1)),
     ],
@@ -77,6 +79,10 @@ def test_a_value_that_contains_itself_is_refused() -> None:
 
 def test_many_small_lists_are_not_deep() -> None:
     assert json.loads(encode({"data": [[i] for i in range(200)]})) == {"data": [[i] for i in range(200)]}
+
+
+def test_digits_in_a_text_are_not_a_number() -> None:
+    assert json.loads(encode({"a": "1" * 400})) == {"a": "1" * 400}
 
 
 def test_a_backslash_before_u0000_is_only_text() -> None:

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from msgspec import Raw
 
+from runhistd.daemon.calls import Follow as FollowCall
 from runhistd.daemon.calls import (
-    MAX_DEPTH,
     MalformedCall,
     decode_append,
     decode_begin,
@@ -17,7 +17,7 @@ from runhistd.daemon.calls import (
     decode_envelope,
     structure,
 )
-from runhistd.daemon.calls import Follow as FollowCall
+from runhistd.daemon.json_text import MAX_DEPTH
 from runhistd.model.errors import InvalidParameter, TooLarge
 
 KEY = "00000000-0000-4000-8000-000000000001"
@@ -157,7 +157,7 @@ def test_data_above_the_limit_is_too_large_and_says_which() -> None:
     ],
 )
 def test_a_wrong_member_of_a_run_is_named(run: dict[str, Any], path: str) -> None:
-    assert fault(decode_begin, Raw(json.dumps({"run": run, "lease_key": KEY}).encode())) == path
+    assert fault(decode_begin, Raw(json.dumps({"run": run, "lease_key": KEY}).encode()), EVENT_BYTES) == path
 
 
 @pytest.mark.parametrize(

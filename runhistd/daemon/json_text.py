@@ -1,0 +1,93 @@
+"""What JSON allows and a history must not keep: numbers beyond a double, nesting without end, U+0000, half surrogate pairs.
+
+Whoever reads a stored event later may be any program in any language. Python refuses a number of thousands of digits,
+JavaScript takes one beyond a double for Infinity, C ends a text at U+0000: one such event would break every reader and
+follower that comes across it, so it is refused where it comes in.
+
+The text was decoded as raw JSON before, which has checked its grammar, half surrogate pairs included. Here it is only
+searched, by steps that run in C: nothing here may cost a hostile sender's neighbours more than the decoding itself.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable
+from typing import Any
+
+MAX_DEPTH = 64
+_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
+_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
+# With digits taken for zeros. Fewer than 200 of them and an exponent of two digits stay below 10 ** 299. Translating and
+# looking for plain bytes takes a tenth of the time of a regular expression that says the same.
+_AS_ZEROS = bytes.maketrans(b"123456789E", b"000000000e")
+_MAYBE_LARGE = (b"0" * 200, b"0e000", b"0e+000")
+_LARGE = re.compile(rb"[0-9][eE]\+?[0-9]{3}|(?<![0-9])[0-9]{200}")
+_LARGE = re.compile(rb"(?<![0-9.])(?:[0-9]{200}[0-9.]*|[0-9.]++(?=[eE]\+?[0-9]{3}))(?:[eE][+-]?[0-9]+)?")
+_AS_LISTS = bytes.maketrans(b"{}", b"[]")
+_NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+
+
+def is_sound(text: bytes) -> bool:
+    """Whether every number in the JSON text is within a double's range, and nothing is nested deeper than MAX_DEPTH."""
+    maybe_deep = text.count(b"{") + text.count(b"[") > MAX_DEPTH
+    zeros = text.translate(_AS_ZEROS)
+    maybe_large = any(pattern in zeros for pattern in _MAYBE_LARGE)
+    if not maybe_deep and not maybe_large:
+        return True
+    bare = _STRING.sub(b'""', text)
+    if maybe_deep and _is_deep(bare):
+        return False
+    return not maybe_large or all(math.isfinite(float(number[0])) for number in _LARGE.finditer(bare))
+
+
+def _is_deep(bare: bytes) -> bool:
+    """By taking away the innermost brackets, level by level."""
+    brackets = bare.translate(_AS_LISTS, _NOT_BRACKETS)
+    for _ in range(MAX_DEPTH):
+        brackets = brackets.replace(b"[]", b"")
+        if not brackets:
+            return False
+    return True
+
+
+def holds_nul(text: bytes) -> bool:
+    r"""Whether a string of the JSON text holds U+0000, which it can only do as \u0000."""
+    return b"\\u0000" in text and _NUL.search(text) is not None
+
+
+def path_of_fault(text: bytes) -> str:
+    """The path of the first string that holds U+0000 or half a surrogate pair, as `.member[3].member`; "" for none.
+
+    A member whose own name is at fault is named by what holds it.
+    """
+    try:
+        return _path_in(json.loads(text)) or ""
+    except (ValueError, RecursionError):
+        return ""
+
+
+def _path_in(value: Any) -> str | None:
+    if isinstance(value, str):
+        return None if _is_text(value) else ""
+    parts: Iterable[tuple[str, Any]] = ()
+    if isinstance(value, dict):
+        if not all(map(_is_text, value)):
+            return ""
+        parts = ((f".{name}", part) for name, part in value.items())
+    elif isinstance(value, list):
+        parts = ((f"[{i}]", part) for i, part in enumerate(value))
+    for name, part in parts:
+        path = _path_in(part)
+        if path is not None:
+            return name + path
+    return None
+
+
+def _is_text(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in value
