@@ -1,20 +1,25 @@
-"""The command `backup`: a copy of the history of this user, beside a running daemon or without one."""
+"""The commands `backup` and `restore`: a copy of the history of this user, and how it becomes the history again."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import os
+import shlex
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runhist import paths
 
-from .terminal import Progress, complain, count, difference_as_text, size_text, tell
+from .terminal import Progress, complain, count, difference_as_text, printable, size_text, tell
 
 if TYPE_CHECKING:
+    from runhistd.daemon.instance import Instance
     from runhistd.store.backup import Backup
+    from runhistd.store.restore import Restored
+
+SHOWN_RUNS = 10  # by name; more are counted
 
 BACKUP = """\
 Copies the history of one moment into DIR, which must be new or empty: history.db, and blobs/ with the content
@@ -25,6 +30,17 @@ The copy is given up when the write-ahead log passes limits.wal_bytes meanwhile.
 
 exit status: 0 copied and verified, 1 not copied, or what was copied differs from its events."""
 
+RESTORE = """\
+Puts the history that `runhistd backup` copied into DIR in the place of this user's. The daemon must be stopped.
+A history that is there already is not touched, unless --move-aside lets it be moved, whole, into a directory
+beside it; what is moved can be brought back by `runhistd restore` too. The spool is left as it is.
+
+What was recorded after the copy is not in it, so the restored history is a new one: runs that were going on are
+incomplete (`restored`), whoever held one is refused and has to claim it (`runhist resume`), followers are told
+that their cursor is of another history, and what was spooled for the one before is put aside by the daemon.
+
+exit status: 0 restored, 1 not restored, or what was restored differs from its events."""
+
 
 def add_commands(commands: Any) -> None:
     """Add what is here to the commands of `runhistd`."""
@@ -33,6 +49,13 @@ def add_commands(commands: Any) -> None:
     command.add_argument("directory", metavar="DIR", type=Path)
     command.add_argument("--json", action="store_true", help="print one object")
     command.set_defaults(run=run_backup)
+
+    summary = "bring a copy of the history back"
+    command = commands.add_parser("restore", help=summary, description=f"{summary}.".capitalize(), ending=RESTORE)
+    command.add_argument("directory", metavar="DIR", type=Path)
+    command.add_argument("--move-aside", action="store_true", help="move a history that is there out of the way first")
+    command.add_argument("--json", action="store_true", help="print one object")
+    command.set_defaults(run=run_restore)
 
 
 def run_backup(chosen: argparse.Namespace) -> int:
@@ -79,3 +102,68 @@ def backup_as_json(made: Backup) -> str:
     held = {"runs": verdict.runs, "events": verdict.events, "blobs": made.blobs, "bytes": made.bytes}
     of = {"instance_id": made.instance_id, "position": made.position}
     return json.dumps({**of, **held, "differences": len(verdict.differences)}) + "\n"
+
+
+def run_restore(chosen: argparse.Namespace) -> int:
+    """Hold the state directory, and let the copy take its place."""
+    from runhistd.daemon.instance import Instance, InstanceFault
+    from runhistd.store.backup import BackupFault
+
+    progress = Progress("copying", in_bytes=True)
+    try:
+        with Instance.take(paths.state_dir(), wait_s=0) as instance:
+            return restore_held(instance, chosen, progress)
+    except (InstanceFault, BackupFault) as fault:
+        progress.clear()
+        return complain(str(fault), 1)
+
+
+def restore_held(instance: Instance, chosen: argparse.Namespace, progress: Progress) -> int:
+    """Restore into a directory that is held. Raises BackupFault."""
+    from runhistd.store.restore import history_files, move_aside, restore
+
+    state_dir, moved = instance.state_dir, []
+    found = history_files(state_dir)
+    if found and not chosen.move_aside:
+        again = f"runhistd restore --move-aside {shlex.quote(str(chosen.directory))}"
+        there = f"there is a history in {state_dir} ({found[0].name}), which was not touched"
+        return complain(f"{there}; `{again}` moves it aside", 1)
+
+    def make_room() -> None:
+        if found:
+            moved.append(str(move_aside(state_dir, "before-restore")))
+        instance.forget_storage_failures()
+
+    made = restore(chosen.directory.absolute(), state_dir, time.time_ns() // 1000, before=make_room, progress=progress.show)
+    progress.clear()
+    tell(restored_as_json(made, moved) if chosen.json else restored_as_text(made, state_dir, moved))
+    return 1 if made.verdict.differences else 0
+
+
+def restored_as_text(made: Restored, state_dir: Path, moved: list[str]) -> str:
+    """What a person reads."""
+    verdict = made.verdict
+    lines = [f"moved the history that was there to {one}" for one in moved]
+    lines.append(f"restored {count(verdict.runs, 'run')}, {count(verdict.events, 'event')} into {state_dir}")
+    lines.append(f"its instance is {made.instance_id}; cursors and spool files of the one before are refused")
+    if made.fenced:
+        names = ", ".join(printable(run_id) for _, run_id in made.fenced[:SHOWN_RUNS])
+        more = f" and {len(made.fenced) - SHOWN_RUNS:,} more" if len(made.fenced) > SHOWN_RUNS else ""
+        went_on = count(len(made.fenced), "run")
+        lines.append(f"incomplete now, because it was going on: {went_on}: {names}{more}")
+        lines.append("  `runhist resume RUN -- CMD` goes on with one; `runhist list --status incomplete` lists them")
+    if verdict.differences:
+        lines.append(f"{count(len(verdict.differences), 'difference')}:")
+        lines += map(difference_as_text, verdict.differences)
+    else:
+        lines.append("verified: the history agrees with its events; start the daemon")
+    return "\n".join(lines) + "\n"
+
+
+def restored_as_json(made: Restored, moved: list[str]) -> str:
+    """One object."""
+    verdict = made.verdict
+    held = {"runs": verdict.runs, "events": verdict.events, "differences": len(verdict.differences)}
+    fenced = [{"namespace": namespace, "run_id": run_id} for namespace, run_id in made.fenced]
+    moved_to = moved[0] if moved else None
+    return json.dumps({"instance_id": made.instance_id, **held, "incomplete": fenced, "moved_to": moved_to}) + "\n"

@@ -19,7 +19,10 @@ MAY_IMPORT = {
         *("runhistd", "runhistd.config", "runhistd.demo.*", "runhistd.daemon.*", "runhistd.store.*", "runhist.paths"),
         *("runhistd.backups", "runhistd.terminal"),
     },
-    "runhistd.backups": {"runhistd", "runhistd.config", "runhistd.store.*", "runhistd.terminal", "runhist.paths"},
+    "runhistd.backups": {
+        *("runhistd", "runhistd.config", "runhistd.daemon.instance", "runhistd.store.*", "runhistd.terminal"),
+        "runhist.paths",
+    },
     "runhistd.terminal": {"runhistd.store.verify"},
     "runhistd.config": set(),
     "runhistd.demo": {"runhistd", "runhistd.demo.*", "runhist.*"},

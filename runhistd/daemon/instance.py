@@ -139,6 +139,10 @@ class Instance:
         """Whether storage faults ended the daemon so often, just now, that it should only read."""
         return len(self._recent_faults(now_us)) >= DAMAGED_AFTER
 
+    def forget_storage_failures(self) -> None:
+        """Another database is in the place of the one that failed."""
+        (self.state_dir / STORAGE_FAULTS_NAME).unlink(missing_ok=True)
+
     def _recent_faults(self, now_us: int) -> list[int]:
         try:
             noted = json.loads((self.state_dir / STORAGE_FAULTS_NAME).read_bytes())

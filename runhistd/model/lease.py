@@ -91,6 +91,19 @@ class Death(Struct, frozen=True):
     evidence: bytes
 
 
+class Fence(Struct, frozen=True):
+    """In a restored history: whoever held the run holds it no more, because what was recorded since is not known here.
+
+    `lease_key` is a new one that nobody has; `evidence` is the data of the run.incomplete.
+    """
+
+    uid: int
+    namespace: str
+    run_id: str
+    lease_key: UUID
+    evidence: bytes
+
+
 class Claimed(Struct, frozen=True):
     """What a claim stores: answers before, and events behind, the run.resumed that the daemon makes."""
 

@@ -209,6 +209,7 @@ def _run_resumed(head: Head, event: Applied) -> None:
 
 def _run_incomplete(head: Head, event: Applied) -> None:
     head.status = "incomplete"
+    head.epoch = event.epoch  # a new one where a restored history fences out whoever held the run
     head.error = cast(Incomplete, event.payload).text()
     head.ended_us, head.closed_us = event.at_us, event.received_us
 

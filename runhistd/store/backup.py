@@ -78,7 +78,7 @@ def explain(error: OSError | apsw.Error, database: Path) -> str:
     if isinstance(error, apsw.FullError) or (isinstance(error, OSError) and error.errno in FULL):
         return "the disk is full"
     if isinstance(error, apsw.CorruptError | apsw.NotADBError):
-        return f"{database} is damaged ({error}); `runhistd recover` saves what can be read"
+        return f"{database} is damaged ({error}); `runhistd recover --help` tells how what can be read is saved"
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     return str(error)

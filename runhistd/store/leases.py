@@ -15,7 +15,7 @@ from ..model.decide import Accepted
 from ..model.errors import NotAllowed, RunClosed, RunExists, StaleEpoch, StaleTeamEpoch
 from ..model.events import TERMINAL, Event, RunSpec, payload_of
 from ..model.holder import Holder
-from ..model.lease import OWNED, Begin, Claim, Death, Lease, Release, decide_claim, incomplete_event, resumed_event
+from ..model.lease import OWNED, Begin, Claim, Death, Fence, Lease, Release, decide_claim, incomplete_event, resumed_event
 from .heads import CachedRun, encode
 
 if TYPE_CHECKING:
@@ -166,6 +166,17 @@ def bury(log: EventLog, request: Death, now_us: int) -> Buried:
     log.heads.touch_lease(run)
     if run.lease.holders or run.head.status not in ("pending", "running"):
         return Buried(False)
+    _store_incomplete(log, run, request.evidence, now_us)
+    return Buried(True)
+
+
+def fence(log: EventLog, request: Fence, now_us: int) -> Buried:
+    """Take the run from whoever holds it, under a new epoch and a new lease_key, so that nothing of theirs is taken."""
+    run = log.find(request.uid, request.namespace, request.run_id)
+    run.lease.key = request.lease_key.bytes
+    run.lease.end()
+    run.head.epoch = log.next_epoch()
+    log.heads.touch_lease(run)
     _store_incomplete(log, run, request.evidence, now_us)
     return Buried(True)
 

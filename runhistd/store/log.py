@@ -23,7 +23,7 @@ from ..model.decide import Accepted, Append, Content, StoredKey, content_of, dec
 from ..model.errors import NoSuchRun, Refusal, StorageFull
 from ..model.events import TERMINAL, Event, StoredEvent, Usage, payload_of
 from ..model.holder import Holder
-from ..model.lease import Begin, Claim, Death, Lease, Release, check_team, resumed_event
+from ..model.lease import Begin, Claim, Death, Fence, Lease, Release, check_team, resumed_event
 from ..model.removal import Delete
 from ..model.run import Head, applied, fold
 from . import blobs, leases, prune, sql
@@ -71,7 +71,7 @@ class Held(Struct, frozen=True):
     holders: frozenset[Holder]
 
 
-Request = Append | Begin | Claim | Release | Death | prune.Removal
+Request = Append | Begin | Claim | Release | Death | Fence | prune.Removal
 Outcome = Appended | leases.Begun | leases.Claimed | leases.Released | leases.Buried | prune.Outcome | Refusal | Failed
 
 
@@ -234,6 +234,8 @@ class EventLog:
             return leases.claim(self, request, now_us)
         if isinstance(request, Release):
             return leases.release(self, request, now_us)
+        if isinstance(request, Fence):
+            return leases.fence(self, request, now_us)
         assert isinstance(request, Death)  # removals have transactions of their own
         return leases.bury(self, request, now_us)
 

@@ -90,6 +90,14 @@ SELECT events.seq, type, kind, step_id, attempt, usage, data
 FROM keys JOIN events ON events.run = keys.run AND events.seq = keys.seq WHERE keys.run = ? AND keys.key = ?
 """
 
+# --- restoring ---
+
+RENEW_HISTORY: Final = "UPDATE history SET instance_id = ?, epoch = max(epoch, ?)"
+OWNED_RUNS: Final = """
+SELECT uid, namespace, run_id, owner_pid FROM runs
+WHERE status IN ('pending', 'running') AND lease <> 'none' ORDER BY run
+"""
+
 # --- removing ---
 
 INSERT_TOMBSTONE: Final = """
