@@ -170,8 +170,10 @@ class Config:
 
     # The longest message of a client; one event and its envelope must fit.
     frame_bytes: Annotated[int, Whole(64 * KIB, 1024 * MIB)] = 16 * MIB
-    # The longest `data` of one event.
+    # The longest `data` that one event may be sent with; what is longer is given in chunks before it.
     event_bytes: Annotated[int, Whole(KIB, 1024 * MIB)] = 1 * MIB
+    # Data of one event that is longer than this is kept in a file beside the database.
+    inline_limit: Annotated[int, Whole(KIB, 1024 * MIB)] = 64 * KIB
     # What all clients together may have waiting in the daemon's memory; then it stops reading from them.
     queue_bytes: Annotated[int, Whole(MIB, 16 * 1024 * MIB)] = 64 * MIB
     # How long the write-ahead log may get while something reads; then the reading is cut off.
@@ -201,7 +203,7 @@ class Config:
 
 
 TABLES: Mapping[str, tuple[str, ...]] = {
-    "limits": ("frame_bytes", "event_bytes", "queue_bytes", "wal_bytes", "connections"),
+    "limits": ("frame_bytes", "event_bytes", "inline_limit", "queue_bytes", "wal_bytes", "connections"),
     "retention": (
         *("max_runs_per_agent", "max_age_days", "max_bytes", "incomplete_grace_days", "interval_s"),
         *("events", "override"),

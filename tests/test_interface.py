@@ -13,7 +13,7 @@ from varlink.scanner import Interface  # type: ignore[import-untyped]
 from runhist.protocol import INTERFACE, SERVICE, interface_text
 from runhist.protocol.errors import ERRORS
 from runhistd.daemon import calls, handlers
-from runhistd.model import errors, events, views
+from runhistd.model import artifacts, errors, events, views
 from runhistd.store.leases import Begun, Claimed, Released
 from runhistd.store.log import Appended
 
@@ -40,6 +40,7 @@ def members(cls: Any) -> set[str]:
     [
         *((cls.__name__, cls) for cls in (views.Run, views.RunDetail, views.Step, views.UsageRow, views.UsageTotals)),
         *((cls.__name__, cls) for cls in (views.Gate, views.StatusCount, views.Delayed, events.Event, events.StoredEvent)),
+        *((cls.__name__, cls) for cls in (artifacts.DataBlob,)),
         *((cls.__name__, cls) for cls in (views.ConfigStatus, views.ConfigFault, views.Gap)),
         *((cls.__name__, cls) for cls in (views.Retained, views.RetentionStatus, views.ArtifactRow)),
         *((cls.__name__, cls) for cls in (views.Interrupted, events.Usage, events.RunSpec, calls.Cursor)),

@@ -1,4 +1,4 @@
-"""The files of blobs: taken in chunks, synced before their row is queued, and removed after their row is gone.
+"""The files of blobs: taken in chunks or from an event, synced before their row is queued, removed after their row is gone.
 
     blobs/incoming/UPLOAD        what is still coming; emptied at the start
     blobs/ab/abcdef…             content under its SHA-256
@@ -20,11 +20,16 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import trio
 from attrs import define, field
+from msgspec import Raw
 
-from runhistd.model.artifacts import DropBlob, KeepBlob
+from runhistd.model.artifacts import DataBlob, DropBlob, KeepBlob
+from runhistd.model.decide import Append
 from runhistd.model.errors import InvalidParameter, NotAllowed, StorageFull
+from runhistd.model.large import part_to_keep
+from runhistd.model.lease import Claim
 from runhistd.store.blobs import UNUSED_US, BlobDropped
 from runhistd.store.contents import BLOBS_NAME, path_of, removing, sync_directory
 
@@ -41,6 +46,12 @@ class _Upload:
     descriptor: int
     digest: hashlib._Hash = field(factory=hashlib.sha256)
     size: int = 0
+
+    def give_up(self) -> None:
+        """Remove what has come so far."""
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+        _unlink(self.path)
 
 
 class Blobs:
@@ -95,6 +106,32 @@ class Blobs:
             except BaseException:
                 self._end(name)
                 raise
+
+    async def keep_large(self, request: Append | Claim, limit_bytes: int) -> Append | Claim:
+        """The request with its data above that limit kept here. Raises InvalidParameter, StorageFull.
+
+        Should it be refused, the content is unused, and goes like all that is.
+        """
+        events = list(request.events)
+        for i, event in enumerate(events):
+            part = part_to_keep(event, limit_bytes, f"events[{i}]")
+            if part is not None:
+                blob = await self._keep_data(request.uid, bytes(event.data))
+                events[i] = msgspec.structs.replace(event, data=Raw(part), data_blob=blob)
+        return msgspec.structs.replace(request, events=events)
+
+    async def _keep_data(self, uid: int, data: bytes) -> DataBlob:
+        upload: _Upload | None = None
+        try:
+            upload = await trio.to_thread.run_sync(self._begin)
+            await trio.to_thread.run_sync(_add, upload, data)
+            return DataBlob(await self._keep(uid, upload), len(data))
+        except BaseException as error:
+            if upload is not None:
+                upload.give_up()
+            if isinstance(error, OSError) and error.errno in ENOSPC:
+                raise StorageFull from error
+            raise
 
     async def read(self, sha256: str) -> Callable[[int], bytes]:
         """A function that gives the chunk at an offset of content that is known to be there."""
@@ -157,9 +194,7 @@ class Blobs:
     def _end(self, name: tuple[int, str]) -> None:
         upload = self._uploads.pop(name, None)
         if upload is not None:
-            if upload.descriptor >= 0:
-                os.close(upload.descriptor)
-            _unlink(upload.path)
+            upload.give_up()
 
 
 class _Open:

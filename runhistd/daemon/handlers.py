@@ -24,7 +24,7 @@ from runhist.identity import user_of
 from runhist.protocol import INTERFACE, SERVICE, interface_text
 from runhistd.config import Config
 from runhistd.model.decide import Append
-from runhistd.model.errors import InvalidParameter, NoSuchRun, PositionExpired, ShuttingDown
+from runhistd.model.errors import InvalidParameter, NoSuchRun, PositionExpired, Refusal, ShuttingDown
 from runhistd.model.events import KINDS, MAX_COUNT, STATUSES
 from runhistd.model.holder import Holder
 from runhistd.model.ids import check_name
@@ -84,7 +84,7 @@ class Service:
         self.collector = Collector(lambda: self.config, self._garbage, self.sweeper)
         self._blobs_cleaned = False
         event_bytes = lambda: self.config.event_bytes  # noqa: E731 - it may be changed while the daemon serves
-        self.spools = Spools(instance.state_dir / "spool", instance_id, liveness.processes, event_bytes, self._ask_in_order)
+        self.spools = Spools(instance.state_dir / "spool", instance_id, liveness.processes, event_bytes, self._keep_and_ask)
         liveness.drain_spools = self.spools.drain
         self.connections: set[Connection] = set()
         self.sockets: list[str] = []
@@ -100,8 +100,17 @@ class Service:
         """The settings in force."""
         return self.reload.current
 
+    async def _keep_and_ask(self, requests: list[Request]) -> list[Outcome]:
+        """Have requests committed, their large data kept first, and wait for what became of them."""
+        kept = []
+        for request in requests:
+            try:
+                kept.append(await self._keep_large(request))
+            except Refusal as refusal:
+                return [*await self._ask_in_order(kept), refusal]
+        return await self._ask_in_order(kept)
+
     async def _ask_in_order(self, requests: list[Request]) -> list[Outcome]:
-        """Have requests committed and wait for what became of them."""
         await self.committer.wait_room()
         asked = [Asked() for _ in requests]
         for request, slot in zip(requests, asked, strict=True):
@@ -113,14 +122,22 @@ class Service:
             outcomes.append(slot.outcome)
         return outcomes
 
-    def submit(self, connection: Connection, call: calls.Envelope, reply: Reply) -> bool:
-        """Queue a write; False when the call is none. Raises Refusal."""
+    async def submit(self, connection: Connection, call: calls.Envelope, reply: Reply) -> bool:
+        """Queue a write, at once unless it has large data to be kept first; False when the call is none. Raises Refusal."""
         make_request = WRITES.get(call.method)
         if make_request is None:
             return False
         self._refuse_when_stopping()
-        self.committer.submit(make_request(self, connection.peer, call.parameters), reply, call.size)
+        request = make_request(self, connection.peer, call.parameters)
+        if call.size > self.config.inline_limit:
+            request = await self._keep_large(request)
+        self.committer.submit(request, reply, call.size)
         return True
+
+    async def _keep_large(self, request: Request) -> Request:
+        if isinstance(request, Append | Claim):
+            return await self.blobs.keep_large(request, self.config.inline_limit)
+        return request
 
     async def answer(self, connection: Connection, call: calls.Envelope, reply: Reply) -> None:
         """Carry out any other call. Raises Refusal."""
@@ -243,7 +260,11 @@ async def describe(service: Service, peer: Peer, call: calls.Describe) -> Any:
     return {
         "version": runhistd.__version__,
         "features": FEATURES,
-        "limits": {"frame_bytes": service.config.frame_bytes, "event_bytes": service.config.event_bytes},
+        "limits": {
+            "frame_bytes": service.config.frame_bytes,
+            "event_bytes": service.config.event_bytes,
+            "inline_limit": service.config.inline_limit,
+        },
         "instance_id": service.instance_id,
         "schema": SCHEMA_VERSION,
         "database": str(service.instance.database),

@@ -1,9 +1,10 @@
 """One connection: calls in, replies out, strictly in order.
 
-A connection's task reads the socket and decodes every call that came. Writes are queued with the committer at once and
-the reading goes on, so that a pipelined writer costs no task switch for each call; after the commit, the committer
-settles the slots and what is ready of each connection leaves in one send. A read waits until everything before it is
-answered: it sees the appends before it. A call with `more` has the connection for itself until it ends.
+A connection's task reads the socket and decodes every call that came. Writes are queued with the committer at once
+and the reading goes on, so that a pipelined writer costs no task switch for each call (large data is put into a file
+before); after the commit, the committer settles the slots and what is ready of each connection leaves in one send. A
+read waits until everything before it is answered: it sees the appends before it. A call with `more` has the
+connection for itself until it ends.
 
 What a peer can make us hold is bounded: nobody reads from it while the committer's queue is full, or while it does not
 take its replies; one frame above LARGE_FRAME_BYTES is received at a time, within a deadline.
@@ -132,6 +133,7 @@ class Connection:
         self._ended = False
         self._waits_for_bytes = False
         self._received_bytes = 0
+        self._is_taking = False  # what was received is not all carried out or queued yet
         self._heard = trio.Event()  # something was received, or is waited for
 
     async def serve(self) -> None:
@@ -183,7 +185,7 @@ class Connection:
         What stands behind a stream is not waited for, because it is not taken before that ends.
         """
         behind = self._received_bytes + self._unread_bytes()
-        while not (self._ended or self.stream_ended is not None) and self._received_bytes <= behind:
+        while not (self._ended or self.stream_ended is not None) and (self._received_bytes <= behind or self._is_taking):
             if self._waits_for_bytes and self._unread_bytes() == 0:
                 return
             await self._heard.wait()
@@ -281,12 +283,16 @@ class Connection:
                 raise EndConnection
 
     async def _take_calls(self) -> None:
+        self._is_taking = True
         try:
             while (call := self.machine.next_call()) is not None:
                 await self._take_call(call)
         except MalformedCall as fault:
             self.add_reply().fail("InvalidParameter", parameter=fault.parameter)
             raise EndConnection from fault
+        finally:
+            self._is_taking = False
+            self._note_heard()
         self.flush()
 
     async def _take_call(self, call: Envelope) -> None:
@@ -294,7 +300,7 @@ class Connection:
             raise EndConnection  # no method may go unanswered, and there is nothing to upgrade to
         reply = self.add_reply()
         try:
-            if not self._service.submit(self, call, reply):
+            if not await self._service.submit(self, call, reply):
                 self._replies.pop()
                 await self.answered()
                 self._replies.append(reply)

@@ -26,6 +26,13 @@ class Artifact(Struct, frozen=True):
     blob: Hash | None = None
 
 
+class DataBlob(Struct, frozen=True, forbid_unknown_fields=True, gc=False):
+    """Content that the daemon keeps and that is the data of an event: its SHA-256, and its size in bytes."""
+
+    sha256: Hash
+    size: Annotated[int, Meta(ge=0)]
+
+
 class KeepBlob(Struct, frozen=True):
     """A request to remember content whose file is on the disk."""
 

@@ -6,6 +6,7 @@ epoch, then the status, then gaps.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from uuid import UUID
 
@@ -25,6 +26,7 @@ from .events import (
     payload_of,
 )
 from .holder import Holder
+from .large import STAYS_WHOLE
 from .run import Head, highest_totals
 
 _NEEDS_STEP = frozenset({"step.started", "step.retrying", "step.completed", "step.failed", "step.skipped"})
@@ -32,14 +34,17 @@ _WITHOUT_LEASE = frozenset({"note", "artifact", "gate.answered"})
 
 
 class Content(Struct, frozen=True):
-    """What makes two events of one key the same event. The time is left out: a repeat may be stamped anew."""
+    """What makes two events of one key the same event. The time is left out: a repeat may be stamped anew.
+
+    Of the data it is the SHA-256, which is the same wherever the data lies.
+    """
 
     type: str
     kind: str
     step_id: str | None
     attempt: int | None
     usage: Usage | None
-    data: bytes
+    data_sha256: bytes
 
 
 class StoredKey(Struct, frozen=True):
@@ -83,7 +88,9 @@ class Append(Struct, frozen=True):
 
 def content_of(event: Event, kind: str) -> Content:
     """The content of an event as it was sent."""
-    return Content(event.type, kind, event.step_id, event.attempt, event.usage, bytes(event.data))
+    blob = event.data_blob
+    sha256 = hashlib.sha256(event.data).digest() if blob is None else bytes.fromhex(blob.sha256)
+    return Content(event.type, kind, event.step_id, event.attempt, event.usage, sha256)
 
 
 def decide(
@@ -127,6 +134,8 @@ def _new_events(head: Head, request: Append, last_n: int, stored: Mapping[str, S
         kind = kind_of(event, path)
         if kind in DAEMON_KINDS:
             raise NotAllowed(f"{path}.kind", f"only the daemon records {kind}")
+        if event.data_blob is not None and kind in STAYS_WHOLE:
+            raise NotAllowed(f"{path}.data_blob", f"the data of {kind} is sent with it")
         if event.key is not None:
             content = content_of(event, kind)
             known = stored.get(event.key)

@@ -12,7 +12,7 @@ from uuid import UUID
 import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
-from .artifacts import Artifact
+from .artifacts import Artifact, DataBlob
 from .errors import InvalidParameter
 
 MAX_COUNT = 2**63 - 1  # what SQLite's integers hold
@@ -73,7 +73,7 @@ class Usage(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True,
 
 
 class Event(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, gc=False):
-    """A fact about a run as an engine sends it."""
+    """A fact about a run as an engine sends it. With a `data_blob` its data is that content (see `large`)."""
 
     type: Name
     kind: Name | None = None
@@ -83,10 +83,11 @@ class Event(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True,
     attempt: Attempt | None = None
     usage: Usage | None = None
     data: Raw = EMPTY
+    data_blob: DataBlob | None = None
 
 
 class StoredEvent(Struct, frozen=True, omit_defaults=True, gc=False):
-    """An event as the history keeps it and gives it back; `data` is byte for byte what was sent."""
+    """An event as the history keeps it and gives it back; `data`, or the `data_blob`, is byte for byte what was sent."""
 
     position: int
     namespace: str
@@ -104,6 +105,7 @@ class StoredEvent(Struct, frozen=True, omit_defaults=True, gc=False):
     attempt: int | None = None
     usage: Usage | None = None
     time_us: int | None = None
+    data_blob: DataBlob | None = None
 
 
 class RunSpec(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -203,6 +205,12 @@ _PAYLOADS: Final[dict[str, msgspec.json.Decoder[Payload]]] = {
     **dict.fromkeys(STEP_ENDS, msgspec.json.Decoder(StepEnded)),
     "artifact": msgspec.json.Decoder(Artifact),
 }
+
+
+def meaningful_members(kind: str) -> frozenset[str]:
+    """The members of `data` that this kind gives a meaning to."""
+    decoder: Any = _PAYLOADS.get(kind)
+    return frozenset() if decoder is None else frozenset(decoder.type.__struct_fields__)
 
 
 def kind_of(event: Event, path: str) -> str:

@@ -1,8 +1,8 @@
-"""What the database knows of blobs: who has given which content, and which runs use it.
+"""What the database knows of blobs: who has given which content, and which runs use it, for artifacts or as data.
 
 The files are the daemon's concern. A row is only made when its file is on the disk, and is gone before its file is: a row
 never lacks its file. A blob that no run uses goes after UNUSED_US, which is the time that an uploader has to record the
-artifact that uses it.
+artifact or the event that uses it.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import apsw
+import msgspec
 from msgspec import Struct
 
-from ..model.artifacts import Artifact, DropBlob, KeepBlob
+from ..model.artifacts import Artifact, DataBlob, DropBlob, KeepBlob
 from ..model.decide import Accepted
 from ..model.errors import NoSuchArtifact, NoSuchBlob, NoSuchRun
 from ..model.views import ArtifactRow
@@ -26,7 +27,7 @@ UNUSED_US = 3_600_000_000
 
 
 class BlobKept(Struct, frozen=True):
-    """The content may be used by artifacts now."""
+    """The content may be used now."""
 
 
 class BlobDropped(Struct, frozen=True):
@@ -50,16 +51,42 @@ def drop(connection: apsw.Connection, request: DropBlob, now_us: int) -> BlobDro
 
 
 def check_uses(connection: apsw.Connection, uid: int, accepted: Sequence[Accepted]) -> None:
-    """Refuse artifacts whose content the user has not given. Raises NoSuchBlob."""
+    """Refuse artifacts and data whose content the user has not given, or not with this size. Raises NoSuchBlob."""
     for new in accepted:
-        if isinstance(new.payload, Artifact) and new.payload.blob is not None:
-            if connection.execute(sql.FIND_BLOB, (uid, bytes.fromhex(new.payload.blob))).get is None:
-                raise NoSuchBlob(new.payload.blob)
+        blob = new.event.data_blob
+        for sha256 in used_by(new):
+            size = connection.execute(sql.FIND_BLOB, (uid, bytes.fromhex(sha256))).get
+            if size is None or (blob is not None and blob.sha256 == sha256 and blob.size != size):
+                raise NoSuchBlob(sha256)
+
+
+def used_by(accepted: Accepted) -> list[str]:
+    """The content that an event uses: as an artifact, and as its data."""
+    artifact = accepted.payload.blob if isinstance(accepted.payload, Artifact) else None
+    data = accepted.event.data_blob
+    return [sha256 for sha256 in (artifact, None if data is None else data.sha256) if sha256 is not None]
+
+
+def to_columns(blob: DataBlob | None) -> tuple[bytes | None, int | None]:
+    """data_blob and data_size of an event's row."""
+    return (None, None) if blob is None else (bytes.fromhex(blob.sha256), blob.size)
+
+
+def from_columns(sha256: bytes | None, size: int | None) -> DataBlob | None:
+    """What data_blob and data_size of a row say."""
+    return None if sha256 is None or size is None else DataBlob(sha256.hex(), size)
 
 
 def note_use(connection: apsw.Connection, run: CachedRun, blob: str) -> None:
-    """Note that the run uses the blob, inside the transaction that stores the artifact."""
+    """Note that the run uses the blob, inside the transaction that stores the event."""
     connection.execute(sql.USE_BLOB, (run.number, bytes.fromhex(blob)))
+
+
+def end_uses(connection: apsw.Connection, run: CachedRun, dropped: list[bytes]) -> None:
+    """Note that events with that data are gone, inside the transaction that drops them."""
+    if dropped:
+        names = msgspec.json.encode([sha256.hex() for sha256 in dropped]).decode()
+        connection.execute(sql.END_BLOB_USES, {"run": run.number, "blobs": names})
 
 
 def size_of(connection: apsw.Connection, uid: int, namespace: str, run_id: str, sha256: str) -> int:

@@ -16,10 +16,9 @@ from uuid import UUID
 
 import apsw
 import msgspec
-from msgspec import Struct
+from msgspec import Raw, Struct
 
-from ..model.artifacts import Artifact
-from ..model.decide import Accepted, Append, Content, StoredKey, content_of, decide
+from ..model.decide import Accepted, Append, StoredKey, content_of, decide
 from ..model.errors import NoSuchRun, Refusal, StorageFull
 from ..model.events import TERMINAL, Event, StoredEvent, Usage, payload_of
 from ..model.holder import Holder
@@ -357,14 +356,15 @@ class EventLog:
             attempt=sent.attempt,
             usage=sent.usage,
             time_us=sent.time_us,
+            data_blob=sent.data_blob,
         )
         fold(head, applied(event, accepted.payload))
         if head.status in _LEASE_ENDS and run.lease.state == "owned":
             run.lease.end()
             self.heads.touch_lease(run)
         self._pending = Counters(event.position, self._pending.epoch, self._pending.run)
-        if isinstance(accepted.payload, Artifact) and accepted.payload.blob is not None:
-            blobs.note_use(self._connection, run, accepted.payload.blob)
+        for sha256 in blobs.used_by(accepted):
+            blobs.note_use(self._connection, run, sha256)
         if event.key is not None:
             run.new_keys[event.key] = StoredKey(event.seq, content_of(sent, event.kind))
         self._rows.append(event_row(run.number, event))
@@ -381,13 +381,20 @@ class EventLog:
                 continue
             row = self._connection.execute(sql.FIND_KEY, (run.number, event.key)).fetchone()
             if row is not None:
-                seq, type_, kind, step_id, attempt, usage, data = row
-                figures = None if usage is None else _decode_usage(usage)
-                found[event.key] = StoredKey(seq, Content(type_, kind, step_id, attempt, figures, data.encode()))
+                seq, type_, kind, step_id, attempt, usage, data, *blob = row
+                known = Event(
+                    type=type_,
+                    step_id=step_id,
+                    attempt=attempt,
+                    usage=None if usage is None else _decode_usage(usage),
+                    data=Raw(data.encode()),
+                    data_blob=blobs.from_columns(*blob),
+                )
+                found[event.key] = StoredKey(seq, content_of(known, kind))
         return found
 
     def check_blobs(self, uid: int, accepted: Sequence[Accepted]) -> None:
-        """Refuse artifacts whose content the user has not given."""
+        """Refuse artifacts and data whose content the user has not given."""
         blobs.check_uses(self._connection, uid, accepted)
 
     def data_of(self, run: CachedRun, seq: int) -> bytes:
@@ -422,4 +429,5 @@ def event_row(run: int, event: StoredEvent) -> tuple[object, ...]:
         event.time_us,
         event.received_us,
         str(event.data, "utf-8"),
+        *blobs.to_columns(event.data_blob),
     )

@@ -109,10 +109,12 @@ def _compact(log: EventLog, connection: apsw.Connection, request: Compact) -> Co
         return Compacted(False)
     after_seq = connection.execute(sql.COMPACTED_UP_TO, (run.number, request.kind)).get or 0
     wanted = {"run": run.number, "kind": request.kind, "after_seq": after_seq, "limit": CHUNK_ROWS}
-    rows: list[Any] = sorted(connection.execute(sql.DROP_EVENTS, wanted).fetchall())
+    rows: list[Any] = sorted(connection.execute(sql.DROP_EVENTS, wanted).fetchall(), key=lambda row: int(row[0]))
     more = len(rows) == CHUNK_ROWS
-    (first_seq, first_position), (last_seq, last_position) = (rows[0], rows[-1]) if rows else ((None, None), (None, None))
+    nothing = (None, None, None)
+    (first_seq, first_position, _), (last_seq, last_position, _) = (rows[0], rows[-1]) if rows else (nothing, nothing)
     gap = (first_seq, last_seq, first_position, last_position)
+    blobs.end_uses(connection, run, [sha256 for _, _, sha256 in rows if sha256 is not None])
     connection.execute(sql.SAVE_COMPACTION, (run.number, request.kind, len(rows), *gap, not more))
     return Compacted(more, len(rows))
 

@@ -34,6 +34,7 @@ from ..model.views import (
     UsageTotals,
 )
 from . import sql
+from .blobs import from_columns
 from .database import open_reader
 from .heads import CachedRun, Name, run_from_row
 
@@ -404,7 +405,7 @@ def _take(rows: apsw.Cursor, limit: int, limit_bytes: int) -> tuple[list[StoredE
 
 def _event(row: tuple[Any, ...]) -> StoredEvent:
     (position, namespace, run_id, seq, epoch, type_, kind, received_us, data, key, writer, n, *rest) = row
-    step_id, attempt, usage, time_us = rest
+    step_id, attempt, usage, time_us, *blob = rest
     return StoredEvent(
         position,
         namespace,
@@ -422,6 +423,7 @@ def _event(row: tuple[Any, ...]) -> StoredEvent:
         attempt,
         None if usage is None else _decode_usage(usage),
         time_us,
+        from_columns(*blob),
     )
 
 

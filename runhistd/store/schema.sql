@@ -1,4 +1,4 @@
--- The tables of a history, version 3. Times are microseconds since 1970, UTC. JSON is text.
+-- The tables of a history, version 4. Times are microseconds since 1970, UTC. JSON is text.
 
 -- One row: which database this is, and the counters that only grow, whatever is deleted. At positions up to `low_water`
 -- events may be missing of which no tombstone tells any more.
@@ -130,7 +130,8 @@ CREATE TABLE usage_marks (
   PRIMARY KEY (run, response_id)
 ) STRICT, WITHOUT ROWID;
 
--- The log. `position` comes from the history's counter, so a deleted one is never given again.
+-- The log. `position` comes from the history's counter, so a deleted one is never given again. `data_blob` is the SHA-256
+-- of content that is the event's data, of `data_size` bytes; `data` then has what its kind gives a meaning to, no more.
 CREATE TABLE events (
   position INTEGER PRIMARY KEY,
   run INTEGER NOT NULL,
@@ -146,9 +147,12 @@ CREATE TABLE events (
   usage TEXT,
   time_us INTEGER,
   received_us INTEGER NOT NULL,
-  data TEXT NOT NULL
+  data TEXT NOT NULL,
+  data_blob BLOB,
+  data_size INTEGER
 ) STRICT;
 CREATE UNIQUE INDEX events_by_run ON events (run, seq);
+CREATE INDEX events_by_blob ON events (run, data_blob) WHERE data_blob IS NOT NULL;
 
 -- How many events of a writer are stored.
 CREATE TABLE writers (
@@ -207,7 +211,7 @@ CREATE TABLE compactions (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX compactions_by_position ON compactions (to_position);
 
--- Content that users have given us, as files beside the database; and the runs whose artifacts it is.
+-- Content that users have given us, as files beside the database; and the runs that have artifacts or events of it.
 CREATE TABLE blobs (
   uid INTEGER NOT NULL,
   sha256 BLOB NOT NULL,

@@ -80,13 +80,13 @@ INSERT OR REPLACE INTO usage_marks (run, response_id, {_AMOUNTS}) VALUES (?, ?, 
 
 INSERT_EVENT: Final = """
 INSERT INTO events (position, run, seq, epoch, type, kind, key, writer, n, step_id, attempt, usage, time_us,
-  received_us, data) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+  received_us, data, data_blob, data_size) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
 LOAD_WRITER: Final = "SELECT last_n FROM writers WHERE run = ? AND writer = ?"
 SAVE_WRITER: Final = "INSERT OR REPLACE INTO writers (run, writer, last_n) VALUES (?, ?, ?)"
 INSERT_KEY: Final = "INSERT INTO keys (run, key, seq) VALUES (?, ?, ?)"
 FIND_KEY: Final = """
-SELECT events.seq, type, kind, step_id, attempt, usage, data
+SELECT events.seq, type, kind, step_id, attempt, usage, data, data_blob, data_size
 FROM keys JOIN events ON events.run = keys.run AND events.seq = keys.seq WHERE keys.run = ? AND keys.key = ?
 """
 
@@ -142,7 +142,7 @@ _DROPPABLE: Final = "run = :run AND kind = :kind AND key IS NULL AND usage IS NU
 DROP_EVENTS: Final = f"""
 DELETE FROM events WHERE position IN
   (SELECT position FROM events WHERE {_DROPPABLE} AND seq > :after_seq ORDER BY seq LIMIT :limit)
-RETURNING seq, position
+RETURNING seq, position, data_blob
 """  # noqa: S608
 DROPPABLE_BYTES: Final = f"SELECT sum(length(data) + 100) FROM events WHERE {_DROPPABLE}"  # noqa: S608
 COMPACTED_UP_TO: Final = "SELECT to_seq FROM compactions WHERE run = ? AND kind = ?"
@@ -215,6 +215,13 @@ UNUSED_BLOBS: Final = f"SELECT uid, sha256 FROM blobs WHERE stored_us <= ? AND {
 HOLDERS_OF_BLOB: Final = "SELECT count(*) FROM blobs WHERE sha256 = ?"
 FIND_BLOB: Final = "SELECT size FROM blobs WHERE uid = ? AND sha256 = ?"
 ALL_BLOBS: Final = "SELECT DISTINCT sha256 FROM blobs"
+# Of these contents the run has the use no more, except those that an event which is left still has.
+END_BLOB_USES: Final = """
+DELETE FROM blob_uses WHERE run = :run AND sha256 IN (SELECT unhex(value) FROM json_each(:blobs))
+  AND sha256 NOT IN (SELECT data_blob FROM events WHERE run = :run AND data_blob IS NOT NULL)
+  AND sha256 NOT IN (SELECT unhex(data ->> '$.blob') FROM events WHERE run = :run AND kind = 'artifact'
+                     AND data ->> '$.blob' IS NOT NULL)
+"""
 USE_BLOB: Final = "INSERT OR IGNORE INTO blob_uses (run, sha256) VALUES (?, ?)"
 USED_BLOB: Final = """
 SELECT size FROM blobs JOIN blob_uses USING (sha256) WHERE blobs.uid = ? AND blobs.sha256 = ? AND blob_uses.run = ?
@@ -284,7 +291,7 @@ USAGE_TOTALS: Final = f"SELECT {_AMOUNTS} FROM runs WHERE run = ?"  # noqa: S608
 
 _EVENT_COLUMNS: Final = """
   events.position, namespace, run_id, seq, events.epoch, type, kind, received_us, data, key, writer, n, step_id,
-  attempt, usage, time_us
+  attempt, usage, time_us, data_blob, data_size
 """
 _EVENT_WANTED: Final = """
   (:types IS NULL OR type IN (SELECT value FROM json_each(:types)))
@@ -325,7 +332,8 @@ COUNT_ALL_RUNS: Final = "SELECT count(*) FROM runs"
 RUN_NUMBERS: Final = "SELECT run FROM runs WHERE run > ? ORDER BY run LIMIT 1000"
 VERIFY_RUN: Final = f"SELECT {_HEAD_COLUMNS} FROM runs WHERE run = ?"  # noqa: S608
 VERIFY_EVENTS: Final = """
-SELECT position, seq, epoch, type, kind, key, writer, n, step_id, attempt, usage, time_us, received_us, data
+SELECT position, seq, epoch, type, kind, key, writer, n, step_id, attempt, usage, time_us, received_us, data, data_blob,
+  data_size
 FROM events WHERE run = ? ORDER BY seq
 """
 VERIFY_STEPS: Final = f"SELECT {_STEP_COLUMNS} FROM steps WHERE run = ?"  # noqa: S608
@@ -333,6 +341,10 @@ VERIFY_USAGE: Final = f"SELECT step_id, attempt, provider, model, {_AMOUNTS} FRO
 VERIFY_MARKS: Final = f"SELECT response_id, {_AMOUNTS} FROM usage_marks WHERE run = ?"  # noqa: S608
 VERIFY_WRITERS: Final = "SELECT writer, last_n FROM writers WHERE run = ?"
 VERIFY_KEYS: Final = "SELECT key, seq FROM keys WHERE run = ?"
+VERIFY_USES: Final = """
+SELECT sha256, (SELECT size FROM blobs WHERE blobs.sha256 = blob_uses.sha256 AND blobs.uid = runs.uid)
+FROM blob_uses JOIN runs USING (run) WHERE run = ?
+"""
 VERIFY_BLOBS: Final = "SELECT DISTINCT sha256, size FROM blobs"
 VERIFY_POSITION: Final = "SELECT (SELECT position FROM history), (SELECT max(position) FROM events)"
 _LOST: Final = "run NOT IN (SELECT run FROM runs) AND run NOT IN (SELECT run FROM tombstones WHERE cleared = 0)"

@@ -17,13 +17,16 @@ import msgspec
 from attrs import define, field, frozen
 from msgspec import Raw
 
-from ..model.events import StoredEvent, Usage, payload_of
+from ..model.artifacts import Artifact
+from ..model.events import Payload, StoredEvent, Usage, payload_of
 from ..model.run import ZERO, Head, applied, fold
 from . import sql
+from .blobs import from_columns
 from .contents import BLOBS_NAME, path_of
 from .heads import CachedRun, run_from_row
 from .reader import open_reader, snapshot
 
+OF_ANY_SIZE = "of any size"  # content that an artifact uses, which need not tell its size
 _decode_usage = msgspec.json.Decoder(Usage).decode
 
 
@@ -127,6 +130,8 @@ def _verify_run(connection: apsw.Connection, number: int, verdict: Verdict) -> N
 def _agree(what: str, expected: Any, found: Any) -> bool:
     if what.startswith("writer "):  # an n whose event was a duplicate by key counts, and left no event
         return (found or 0) >= (expected or 0)
+    if expected == OF_ANY_SIZE:
+        return isinstance(found, int)
     return bool(expected == found)
 
 
@@ -140,11 +145,12 @@ class _Recomputed:
         self.head = Head()
         self.writers: dict[bytes, int] = {}
         self.keys: dict[str, int] = {}
+        self.uses: dict[str, int | str] = {}
         self.faults: dict[str, Any] = {}
         self.position = 0
 
     def add(self, row: tuple[Any, ...]) -> None:
-        position, seq, epoch, type_, kind, key, writer, n, step_id, attempt, usage, time_us, received_us, data = row
+        position, seq, epoch, type_, kind, key, writer, n, step_id, attempt, usage, time_us, received_us, data, *blob = row
         head = self.head
         self._skip_gap(seq)
         if seq != head.last_seq + 1:
@@ -168,12 +174,22 @@ class _Recomputed:
             attempt=attempt,
             usage=None if usage is None else _decode_usage(usage),
             time_us=time_us,
+            data_blob=from_columns(*blob),
         )
-        fold(head, applied(event, payload_of(kind, event.data, "data")))
+        payload = payload_of(kind, event.data, "data")
+        fold(head, applied(event, payload))
+        self._note_uses(event, payload)
         if writer is not None:
             self.writers[writer] = max(self.writers.get(writer, 0), n)
         if key is not None:
             self.keys[key] = seq
+
+    def _note_uses(self, event: StoredEvent, payload: Payload) -> None:
+        """Take note of the content that the event needs, and of its size where the event tells that."""
+        if isinstance(payload, Artifact) and payload.blob is not None:
+            self.uses.setdefault(payload.blob, OF_ANY_SIZE)
+        if event.data_blob is not None:
+            self.uses[event.data_blob.sha256] = event.data_blob.size
 
     def _skip_gap(self, seq: int) -> None:
         """Take the events before `seq` for dropped, as far as a compaction may have dropped them."""
@@ -195,6 +211,7 @@ class _Recomputed:
         tables.update({f"usage mark {scope!r}": mark for scope, mark in head.marks.items() if mark != ZERO})
         tables.update({f"writer {UUID(bytes=writer)}": n for writer, n in self.writers.items()})
         tables.update({f"key {key}": seq for key, seq in self.keys.items()})
+        tables.update({f"use of {sha256}": size for sha256, size in self.uses.items()})
         if self.missing:
             self.faults["dropped events"] = f"{self.missing} more are said to be dropped than are missing"
         return {**tables, **self.faults}
@@ -224,4 +241,6 @@ def _stored_tables(connection: apsw.Connection, run: CachedRun) -> dict[str, Any
         tables[f"writer {UUID(bytes=writer)}"] = last_n
     for key, seq in connection.execute(sql.VERIFY_KEYS, (number,)):
         tables[f"key {key}"] = seq
+    for sha256, size in connection.execute(sql.VERIFY_USES, (number,)):
+        tables[f"use of {sha256.hex()}"] = "content that nobody has given" if size is None else size
     return tables
