@@ -108,15 +108,16 @@ def test_a_large_answer_of_a_gate_reaches_whoever_goes_on(made: Made) -> None:
 
 def test_content_that_was_given_before_is_the_data_of_an_event(made: Made) -> None:
     data = padded(3_000_000)
-    blob = {"sha256": made.put(data, chunk=500_000), "size": len(data)}
+    sha256 = made.put(data, chunk=500_000)
+    blob = {"sha256": sha256, "size": len(data)}
     epoch = made.begin("r")
     made.append("r", epoch, "a", "step.failed", step_id="s", data={"error": "e"}, data_blob=blob)
     event = made.events("r")[1]
     assert (event["data"], event["data_blob"]) == ({"error": "e"}, blob)
-    assert made.get("r", blob["sha256"]) == data
+    assert made.get("r", sha256) == data
     make_old(made)
     made.sweep()
-    assert made.get("r", blob["sha256"]) == data
+    assert made.get("r", sha256) == data
     assert differences(made) == []
 
 
@@ -151,8 +152,8 @@ def test_a_key_with_the_same_data_is_a_duplicate_wherever_that_lies(made: Made, 
     blob = {"sha256": made.put(b'{"a":1}', upload=UPLOAD.replace("ff", "fe")), "size": 7}
     assert made.append("r", epoch, "small", "note", data_blob=blob)["duplicates"] == 1
     made.daemon.config_file.write_text("[limits]\ninline_limit = 200_000\n")
-    limits = lambda: made.connection.call("Describe", {})["limits"]  # noqa: E731
-    wait_until(lambda: limits()["inline_limit"] == 200_000, "the new limit holds")
+    describe = made.connection.call
+    wait_until(lambda: describe("Describe", {})["limits"]["inline_limit"] == 200_000, "the new limit holds")
     append_raw(made, "r", epoch, "large", "note", data)
     assert len(made.events("r")) == 3
     append_raw(made, "r", epoch, "second", "note", data)
