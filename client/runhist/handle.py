@@ -18,7 +18,7 @@ from .endings import CANCELLED, FAILED, cancel_reason, failure_members, outcome_
 from .environment import RunName, lend
 from .faults import Faults
 from .outbox import Entry, Outbox
-from .protocol.errors import Refusal, RunhistError
+from .protocol.errors import Refusal, RunhistError, StaleEpoch
 from .pump import Pump
 from .recorder import Recorder
 from .records import TERMINAL_KINDS, Receipt
@@ -181,6 +181,36 @@ class RunHandle(Recording):
             self.complete()
 
     # what became of it
+
+    def _take_stock(self, link: Pump, outbox: Outbox) -> Receipt:
+        """What a flush returns or raises after its wait."""
+        with link.lock:
+            spooled = link.saved(outbox)
+            done = outbox.settled or spooled
+            due = self._faults.take_pending()
+            error: Optional[Exception] = self._faults.take_refused() or outbox.refused or due
+            if error is None and not done:
+                error = self._not_in_time()
+            receipt = self._receipt(outbox, done, spooled)
+            if self._ended:
+                link.seal(outbox)
+        self._history._journal.write()
+        if error is not None:
+            raise error
+        return receipt
+
+    def _take_last_stock(self, link: Pump, outbox: Outbox) -> None:
+        """The end of a block, after its wait: what is not stored in time counts as faults, and waits on."""
+        with link.lock:
+            if link.saved(outbox):
+                link.seal(outbox)
+            elif not outbox.settled:
+                why = link.why_not()
+                self._faults.add(type(why).__name__, why, self._unstored(why), outbox.held_events)
+                outbox.is_written_off = True
+        self._raise_due()
+        if isinstance(outbox.refused, StaleEpoch):
+            raise outbox.refused
 
     def _not_in_time(self) -> Optional[RunhistError]:
         """What a flush raises for what is not stored yet: a refusal that may pass, or whatever the engine wants raised."""

@@ -113,6 +113,7 @@ class Outbox:
         self._alone_to = 0  # events up to this n are sent one at a time
         self._file: Optional[SpoolFile] = None
         self.is_left = False  # all of it is in a sealed file
+        self.is_written_off = False  # what it holds was counted as faults, though it waits on
         self._saved_n = 0  # the last n in the file
         self._read_n = 0  # the last n that was read back from it
         self._saved_begin = False
@@ -344,10 +345,16 @@ class Outbox:
         key: str = json.loads(self._begin)["lease_key"]
         return key
 
+    @property
+    def is_synced(self) -> bool:
+        """Whether what is saved is on the disk."""
+        return self._file is None or self._file.is_synced
+
     def sync(self) -> None:
         """Return when what is saved is on the disk. Raises SpoolFault."""
-        if self._file is not None:
-            self._file.sync()
+        file = self._file  # another thread may be done with it meanwhile
+        if file is not None:
+            file.sync()
 
     def forget_spooled(self) -> None:
         """Nothing of it is wanted."""

@@ -108,8 +108,10 @@ class Pump:
         """Whether the daemon is away and all that it has not acknowledged is on the disk. May sync."""
         if outbox.is_left:
             return True
-        if not self.away or not outbox.is_saved:
-            return False
+        return self.away and outbox.is_saved and self._sync(outbox)
+
+    def _sync(self, outbox: Outbox) -> bool:
+        """Bring what is saved to the disk; False when that fails."""
         try:
             outbox.sync()
         except SpoolFault as fault:

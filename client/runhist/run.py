@@ -132,20 +132,7 @@ class Run(RunHandle):
             return Receipt("off", faults=self._faults.count)
         seconds = self._history.deadline if deadline is None else deadline
         link.wait(lambda: outbox.settled or link.spool_fault is not None or link.saved(outbox), seconds, patient=True)
-        with link.lock:
-            spooled = link.saved(outbox)
-            done = outbox.settled or spooled
-            due = self._faults.take_pending()
-            error: Optional[Exception] = self._faults.take_refused() or outbox.refused or due
-            if error is None and not done:
-                error = self._not_in_time()
-            receipt = self._receipt(outbox, done, spooled)
-            if self._ended:
-                link.seal(outbox)
-        self._history._journal.write()
-        if error is not None:
-            raise error
-        return receipt
+        return self._take_stock(link, outbox)
 
     def events(
         self,
@@ -168,15 +155,7 @@ class Run(RunHandle):
         if link is None or outbox is None or link.forked:
             return
         link.wait(lambda: outbox.settled or link.spool_fault is not None or link.saved(outbox), self._history.deadline)
-        with link.lock:
-            if link.saved(outbox):
-                link.seal(outbox)
-            elif not outbox.settled:
-                why = link.why_not()
-                self._faults.add(type(why).__name__, why, self._unstored(why), outbox.held_events)
-        self._raise_due()
-        if isinstance(outbox.refused, StaleEpoch):
-            raise outbox.refused
+        self._take_last_stock(link, outbox)
 
     def _make_room(self, size: int) -> bool:
         assert self._link is not None

@@ -244,7 +244,12 @@ class SpoolFile:
         self._fd = fd
         self._size = 0
         self._read_to = 0
-        self._synced = True
+        self._synced_to = 0
+
+    @property
+    def is_synced(self) -> bool:
+        """Whether all that was written is on the disk."""
+        return self._synced_to == self._size
 
     @property
     def has_unread(self) -> bool:
@@ -273,20 +278,20 @@ class SpoolFile:
             os.ftruncate(self._fd, self._size)
             raise
         self._size += len(lines)
-        self._synced = False
         if is_header:
             self._read_to = self._size
 
     def sync(self) -> None:
-        """Return when all of it is on the disk. Raises SpoolFault."""
-        if self._synced:
+        """Return when all that is in it now is on the disk. Raises SpoolFault."""
+        size = self._size  # another thread may write meanwhile
+        if self._synced_to == size:
             return
         try:
             os.fsync(self._fd)
             sync_directory(self.path.parent)
         except OSError as error:
             raise SpoolFault(f"cannot sync {self.path}: {error.strerror}") from error
-        self._synced = True
+        self._synced_to = size
 
     def read(self) -> Dict[str, Any]:
         """The next request that was not read back yet: method and decoded parameters. Raises DamagedSpool, OSError."""

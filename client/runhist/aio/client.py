@@ -1,0 +1,172 @@
+"""Where an async engine begins: `connect` gives a History, whose block keeps the task that records.
+
+`connect` neither raises nor waits, whatever the state of the daemon, and entering the block does not wait for it either;
+see `runhist.client` for when recording is off. Leaving the block waits, at most the deadline and shielded from
+cancellation, for what runs without a block of their own have not stored yet.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any, Dict, Mapping, Optional, Sequence, Type
+
+import anyio
+import anyio.abc
+
+from ..ids import new_run_id
+from ..outbox import Outbox
+from ..protocol.errors import RunhistError
+from ..recorder import DEADLINE_S, WINDOW_BYTES, WINDOW_EVENTS, Errors, Mode, Recorder, Setting, find_setting
+from ..spool import MAX_SPOOL_BYTES
+from .link import TaskLink
+from .run import Opening, Run
+
+
+def connect(
+    *,
+    namespace: Optional[str] = None,
+    errors: Errors = "log",
+    require: bool = False,
+    deadline: float = DEADLINE_S,
+    window: int = WINDOW_EVENTS,
+    spool_bytes: int = MAX_SPOOL_BYTES,
+) -> History:
+    """The history of this user; enter it to record. Nothing is connected yet: the first run does that.
+
+    The members are those of `runhist.connect`. `deadline` is how many seconds an awaited call may take; `window` how many
+    events (and 16 MiB) of all its runs may wait in memory for the daemon: past it they are faults, because no recording
+    call waits.
+    """
+    setting = find_setting(errors, require, spool_bytes)
+    return History(setting, namespace, errors == "raise", deadline, window)
+
+
+class History(Recorder):
+    """One history: begins runs, and reads what is stored. Made by `connect`; of one event loop, entered once."""
+
+    def __init__(
+        self, setting: Setting, namespace: Optional[str], raising: bool, deadline: float, window: int
+    ) -> None:
+        link = None if setting.choice is None else TaskLink(setting.choice, window, WINDOW_BYTES, setting.spool)
+        super().__init__(link, setting, namespace, raising, deadline, window)
+        self._link: Optional[TaskLink] = link
+        self._tasks: Optional[anyio.abc.TaskGroup] = None
+
+    @property
+    def mode(self) -> Mode:
+        """As `runhist.History.mode`; also "off" when the block was left."""
+        return "off" if self._link is not None and self._link.is_left else super().mode
+
+    async def __aenter__(self) -> History:
+        if self._tasks is not None:
+            raise RuntimeError("this history was entered before; call runhist.aio.connect() again")
+        self._tasks = anyio.create_task_group()
+        await self._tasks.__aenter__()
+        if self._link is not None:
+            await self._tasks.start(self._link.run)
+        return self
+
+    async def __aexit__(
+        self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
+    ) -> None:
+        assert self._tasks is not None
+        try:
+            if self._link is not None:
+                await self._link.settle_all(self.deadline)
+        finally:
+            if self._link is not None:
+                self._write_off(self._link.why_not(), self._link.stop())
+            try:
+                # Without the exception, which the group would wrap; it goes on by itself.
+                await self._tasks.__aexit__(None, None, None)
+            except anyio.get_cancelled_exc_class():
+                if error is None:
+                    raise
+
+    def _write_off(self, why: RunhistError, unsettled: Sequence[Outbox]) -> None:
+        """Count what was not stored before the block was left, unless the end of its run has done that."""
+        for outbox in unsettled:
+            if not outbox.is_written_off:
+                text = f"run {outbox.run_id} is not stored to its end: {why}"
+                outbox.faults.add(type(why).__name__, why, text, outbox.held_events)
+        self._journal.write()
+
+    def begin_run(
+        self,
+        *,
+        run_id: Optional[str] = None,
+        workflow: Optional[str] = None,
+        agent_id: Optional[str] = None,
+        title: Optional[str] = None,
+        definition: Optional[Any] = None,
+        metadata: Optional[Any] = None,
+        parent_run_id: Optional[str] = None,
+        team_id: Optional[str] = None,
+        team_run_id: Optional[str] = None,
+        team_epoch: Optional[int] = None,
+        root: Optional[str] = None,
+        dir: Optional[str] = None,
+        namespace: Optional[str] = None,
+    ) -> Opening[Run]:
+        """Begin a run and own it: `run = await history.begin_run()`, or `async with history.begin_run() as run`.
+
+        Waits for the daemon up to the deadline; if that is in vain, the history's task tries on. What the members mean,
+        and what is raised, is said at `runhist.History.begin_run`. A cancelled begin leaves nothing behind to be begun.
+        """
+        team = {"team_id": team_id, "team_run_id": team_run_id, "team_epoch": team_epoch}
+        names = {"workflow": workflow, "agent_id": agent_id, "title": title, "parent_run_id": parent_run_id, **team}
+        names.update(root=root, dir=dir)
+        objects: Dict[str, Any] = {"definition": definition, "metadata": metadata}
+        return Opening(lambda: self._begin_run(run_id, namespace, names, objects))
+
+    async def _begin_run(
+        self, run_id: Optional[str], namespace: Optional[str], names: Mapping[str, Any], objects: Mapping[str, Any]
+    ) -> Run:
+        run_id = new_run_id() if run_id is None else run_id
+        faults = self._new_faults()
+        link = self._live_link()
+        if link is None or link.forked:
+            return Run(self, None, faults, run_id, fresh=True)
+        namespace = self.namespace if namespace is None else namespace
+        outbox = self._prepare(faults, namespace, run_id, names, objects)
+        run = Run(self, outbox, faults, run_id, fresh=True)
+        await self._begin(link, outbox)
+        run._raise_due()
+        return run
+
+    async def _begin(self, link: TaskLink, outbox: Outbox) -> None:
+        try:
+            if outbox.refused is None:
+                await self._send_begin(link, outbox)
+        except BaseException:
+            with link.lock:
+                link.discard(outbox)  # nobody gets this run's handle, so it must not begin later
+                outbox.forget_spooled()
+            raise
+        finally:
+            self._journal.write()
+        if outbox.refused is not None and self._require:
+            raise outbox.refused
+
+    async def _send_begin(self, link: TaskLink, outbox: Outbox) -> None:
+        size = outbox.held_bytes
+        room = link.has_room(size) or await link.wait(lambda: link.has_room(size), self.deadline)
+        if room:
+            with link.lock:
+                link.take(outbox)
+            await link.wait_kept(outbox, lambda: _is_answered(outbox), self.deadline)
+            with link.lock:
+                if _is_answered(outbox) or link.saved(outbox):
+                    self._note_spooling(link)
+                    return
+        self._begin_late(link, outbox, room)
+
+    def _live_link(self) -> Optional[TaskLink]:
+        """The link, where recording is not off. Raises RuntimeError outside of the history's block."""
+        if self._tasks is None or (self._link is not None and self._link.is_left):
+            raise RuntimeError("runs are begun in the block of their history: async with runhist.aio.connect() as history")
+        return self._link
+
+
+def _is_answered(outbox: Outbox) -> bool:
+    return outbox.epoch is not None or outbox.refused is not None

@@ -1,0 +1,110 @@
+"""Recording one run from tasks: the handle whose recording calls never wait.
+
+What is recorded waits in the history's window for the daemon; past it, an event is a fault. `await run.flush()` now and
+then is how a fast engine keeps pace with the daemon. See `runhist.handle` for what handles record.
+
+Leaving the run's block waits, at most the deadline and shielded from cancellation, until all of it is stored. An
+exception that is leaving a block is never replaced by one of recording's.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Callable, Coroutine, Generator, Generic, Optional, Type, TypeVar
+
+from ..faults import Faults
+from ..handle import RunHandle
+from ..outbox import Entry, Outbox
+from ..protocol.errors import RunhistError
+from ..records import Receipt
+from .link import HistoryLeft, TaskLink
+
+if TYPE_CHECKING:
+    from .client import History
+
+_R = TypeVar("_R", bound="Run")
+
+
+class Run(RunHandle):
+    """A run that this process records; made by `History.begin_run`.
+
+    Leaving its block completes it; an exception fails or cancels it. What was said inside by `complete`, `fail` or
+    `cancel` stands. Without a block, call one of these and then `flush`.
+    """
+
+    def __init__(self, history: History, outbox: Optional[Outbox], faults: Faults, run_id: str, fresh: bool) -> None:
+        super().__init__(history, outbox, faults, run_id, fresh)
+        self._history: History = history
+        self._link: Optional[TaskLink] = history._link
+
+    async def __aenter__(self: _R) -> _R:
+        return self
+
+    async def __aexit__(
+        self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
+    ) -> None:
+        try:
+            if not self._ended:
+                self._end_as(error)
+            await self._settle_last()
+        except RunhistError:
+            if error is None:
+                raise
+
+    async def flush(self, deadline: Optional[float] = None) -> Receipt:
+        """Wait until everything is stored, at most `deadline` seconds (the history's, if none is given).
+
+        Raises what the daemon refused since the last flush. While the daemon is away the receipt says "spooled" when all
+        of it is on the disk. Events that are not stored in time wait on; the receipt says "off" then.
+        """
+        link, outbox = self._link, self._outbox
+        if link is None or outbox is None or link.forked:
+            return Receipt("off", faults=self._faults.count)
+        seconds = self._history.deadline if deadline is None else deadline
+        await link.wait_kept(outbox, lambda: outbox.settled, seconds, patient=True)
+        return self._take_stock(link, outbox)
+
+    async def _settle_last(self) -> None:
+        """The last flush of a block."""
+        link, outbox = self._link, self._outbox
+        if link is None or outbox is None or link.forked:
+            return
+        try:
+            await link.wait_kept(outbox, lambda: outbox.settled, self._history.deadline, shield=True)
+        finally:
+            self._take_last_stock(link, outbox)
+
+    def _hand_over(self, entry: Entry, ends: bool) -> None:
+        link = self._link
+        if link is not None and link.is_left:
+            error = HistoryLeft("the block of its history was left")
+            with link.lock:
+                self._faults.add("left", error, f"an event of run {self._run_id} is not recorded: {error}")
+            return
+        super()._hand_over(entry, ends)
+
+    def _make_room(self, size: int) -> bool:
+        assert self._link is not None
+        with self._link.lock:
+            return self._link.has_room(size)
+
+
+class Opening(Generic[_R]):
+    """A run that is about to be begun or claimed: await it for its handle, or enter it as the run's block."""
+
+    def __init__(self, open: Callable[[], Coroutine[Any, Any, _R]]) -> None:
+        self._open = open
+        self._run: Optional[_R] = None
+
+    def __await__(self) -> Generator[Any, Any, _R]:
+        return self._open().__await__()
+
+    async def __aenter__(self) -> _R:
+        self._run = await self
+        return await self._run.__aenter__()
+
+    async def __aexit__(
+        self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
+    ) -> None:
+        assert self._run is not None
+        await self._run.__aexit__(kind, error, trace)
