@@ -28,8 +28,8 @@ from runhist.paths import SOCKET_NAME
 from runhistd.daemon import main as daemon
 from runhistd.daemon.commit import SLOW_COMMIT_S, Committer
 from runhistd.store.log import Batch
+from tests.bench import syncs
 
-HERE = Path(__file__).parent
 SLOW_US = 2000
 WARM_S = 1.0  # does not count
 
@@ -140,13 +140,6 @@ def measure(place: str, writers: int, slow: Path | None, seconds: float) -> tupl
     return sum(rate for rate, _ in said), max(worst for _, worst in said) * 1000
 
 
-def build_slowsync(directory: Path) -> Path:
-    """The shared object that slows syncs."""
-    built = directory / "slowsync.so"
-    subprocess.run(["cc", "-O2", "-shared", "-fPIC", "-o", built, HERE / "slowsync.c"], check=True)
-    return built
-
-
 def main() -> int:
     """Measure and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -154,7 +147,7 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=3, help="of each measurement, whose median counts (default: 3)")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
-        slow = build_slowsync(Path(directory))
+        slow = syncs.build(Path(directory))
         for title, shim in (("this disk", None), ("syncs 2 ms slower", slow)):
             for writers in (8, 1):
                 for place in PLACES:

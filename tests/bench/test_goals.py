@@ -1,0 +1,39 @@
+"""The goals: what was reached is what the README states, and a fall below it is found."""
+
+from __future__ import annotations
+
+from tests.bench import goals
+from tests.bench.measure import Measured
+from tests.bench.writing import Rounds
+
+ROUND = Measured(100.0, 1, 2, 3, 10.0, 20.0, 5.0, None, None, None, None, None)
+
+
+def test_a_ratio_is_the_median_of_the_rounds_ratios() -> None:
+    ours = Rounds("disk", "one", "runhistd", [ROUND._replace(events_s=rate) for rate in (10.0, 200.0, 30.0)])
+    redis = Rounds("disk", "one", "redis", [ROUND._replace(events_s=rate) for rate in (10.0, 100.0, 300.0)])
+    assert goals.of_writers([ours, redis]) == {"disk/one/redis": 1.0}
+
+
+def test_the_worst_latency_is_compared_with_that_of_direct_sqlite() -> None:
+    ours = Rounds("disk", "one", "runhistd", [ROUND._replace(worst_us=10)])
+    sqlite = Rounds("disk", "one", "sqlite", [ROUND._replace(worst_us=300)])
+    assert goals.of_writers([ours, sqlite])["disk/one/worst"] == 30.0
+
+
+def test_a_fall_below_what_is_stated_is_found_and_missing_a_goal_is_none() -> None:
+    reached = {"disk/one/redis": 0.5, "disk/lone/redis": 0.5, "command/list": 3.0}
+    assert goals.fallen({"disk/one/redis": 0.36, "disk/lone/redis": 0.34, "command/list": 9.0}, reached) == [
+        "a lone writer, against Redis: 0.34×, and the README states 0.50×"
+    ]
+
+
+def test_a_goal_may_be_a_least_and_a_most() -> None:
+    by_name = {goal.name: goal for goal in goals.GOALS}
+    assert len(by_name) == len(goals.GOALS)
+    assert by_name["disk/one/redis"].is_met(0.8) and not by_name["disk/one/redis"].is_met(0.79)
+    assert by_name["idle/memory"].is_met(60) and not by_name["idle/memory"].is_met(61)
+
+
+def test_what_is_stated_names_goals() -> None:
+    assert set(goals.stated()) <= {goal.name for goal in goals.GOALS}
