@@ -17,8 +17,9 @@ MAY_IMPORT = {
     "runhistd.__main__": {"runhistd.cli"},
     "runhistd.cli": {
         *("runhistd", "runhistd.config", "runhistd.demo.*", "runhistd.daemon.*", "runhistd.store.*", "runhist.paths"),
-        *("runhistd.backups", "runhistd.terminal"),
+        *("runhistd.backups", "runhistd.terminal", "runhistd.service.*"),
     },
+    "runhistd.service": {"runhistd", "runhistd.service.*", "runhist.paths"},
     "runhistd.backups": {
         *("runhistd", "runhistd.config", "runhistd.daemon.instance", "runhistd.store.*", "runhistd.terminal"),
         "runhist.paths",

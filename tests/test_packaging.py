@@ -18,6 +18,9 @@ import runhist
 import runhistd
 
 ROOT = Path(__file__).parent.parent
+UNITS = [
+    f"units/{path.relative_to(ROOT)}" for folder in ("systemd", "launchd") for path in (ROOT / folder).rglob("*.*")
+]
 IMPORT_ALL = """
 import importlib, pkgutil, sys, runhist
 for module in pkgutil.walk_packages(runhist.__path__, "runhist."):
@@ -76,7 +79,7 @@ def test_the_version_comes_from_one_place(wheels: dict[str, Path]) -> None:
     ("distribution", "needed"),
     [
         ("runhist", ["py.typed", "protocol/dev.runhist.History.varlink"]),
-        ("runhistd", ["py.typed", "store/schema.sql"]),
+        ("runhistd", ["py.typed", "store/schema.sql", *UNITS]),
     ],
 )
 def test_a_wheel_holds_its_package_wholly_and_nothing_else(
@@ -111,6 +114,9 @@ def test_both_commands_start_without_the_checkout(wheels: dict[str, Path], tmp_p
     (own / "borrowed.pth").write_text("\n".join(borrowed))
     assert output_of(commands / "runhist", "--version", cwd=tmp_path) == f"runhist {runhist.__version__}\n"
     assert output_of(commands / "runhistd", "--version", cwd=tmp_path) == f"runhistd {runhist.__version__}\n"
+    program = "import sys; from runhistd.service import files; sys.stdout.write(files.shipped_text(sys.argv[1]))"
+    installed = output_of(commands / "python", "-c", program, "launchd/dev.runhist.plist", cwd=tmp_path)
+    assert installed == (ROOT / "launchd/dev.runhist.plist").read_text()
     program = "import sys, runhist.cli.main, runhistd.daemon.signals, runhistd.demo, runhistd.store.verify as last\n"
     shown = output_of(commands / "python", "-c", program + "sys.stdout.write(last.__file__)", cwd=tmp_path)
     assert Path(shown).is_relative_to(own)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import select
 import struct
@@ -23,6 +24,8 @@ BOOT_ID_VARIABLE = "RUNHIST_BOOT_ID"
 BOOT_ID_FILE = Path("/proc/sys/kernel/random/boot_id")
 START_TIME_FIELD = 22  # of /proc/PID/stat, proc_pid_stat(5)
 BY_PIDFD, BY_START = "pidfd", "start"
+PIDFD_GET_INFO, PIDFD_INFO_BYTES = 0xC040FF0B, 64  # <linux/pidfd.h>: _IOWR(0xFF, 11, struct pidfd_info), its first form
+PIDFD_INFO_CREDS, PIDFD_INFO_EUID_OFFSET = 1 << 1, 36
 NAMESPACE = " pidns:"  # in front of the pid namespace, at the end of an identity
 
 
@@ -51,9 +54,16 @@ class Namer:
 
 
 def boot_id(environment: Mapping[str, str] = os.environ) -> str:
-    """What names this boot of the machine: $RUNHIST_BOOT_ID, else the kernel's; empty where it has none."""
+    """What names this boot of the machine: $RUNHIST_BOOT_ID, else the kernel's; empty where it has none.
+
+    The variable is for a service from which the kernel's is hidden; systemd writes the same number without hyphens.
+    """
     named = environment.get(BOOT_ID_VARIABLE)
     if named:
+        import uuid  # which only a service needs here
+
+        with contextlib.suppress(ValueError):
+            return str(uuid.UUID(named))
         return named
     if sys.platform == "darwin":
         return _sysctl_text("kern.bootsessionuuid")
@@ -121,6 +131,9 @@ def start_time(pid: int) -> Optional[int]:
 
 def user_of(pid: int) -> Optional[int]:
     """The effective user of a process; None when it is gone, or hidden from us."""
+    told = _user_by_pidfd(pid)
+    if told is not None:
+        return told
     try:
         if sys.platform == "darwin":
             return int(struct.unpack_from("=I", _kinfo(pid), KINFO_UID_OFFSET)[0])
@@ -130,6 +143,25 @@ def user_of(pid: int) -> Optional[int]:
     except OSError:
         pass
     return None
+
+
+def _user_by_pidfd(pid: int) -> Optional[int]:
+    """The same by the kernel's own word, which a service gets of processes that /proc hides from it; since Linux 6.13."""
+    try:
+        pidfd = open_pidfd(pid)
+    except ProcessLookupError:
+        return None
+    if pidfd is None:
+        return None
+    try:
+        told = bytearray(struct.pack("=Q", PIDFD_INFO_CREDS).ljust(PIDFD_INFO_BYTES, b"\0"))
+        fcntl.ioctl(pidfd, PIDFD_GET_INFO, told)
+        (has,) = struct.unpack_from("=Q", told)
+        return int(struct.unpack_from("=I", told, PIDFD_INFO_EUID_OFFSET)[0]) if has & PIDFD_INFO_CREDS else None
+    except OSError:  # an older kernel, or it is gone
+        return None
+    finally:
+        os.close(pidfd)
 
 
 def _find(pid: int) -> None:

@@ -37,6 +37,11 @@ def without_pidfs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(identity, "has_pidfs", lambda: False)
 
 
+def refuse(*_: object) -> str:
+    """What /proc does where a service may not look."""
+    raise PermissionError
+
+
 def find(known: Processes, pid: int) -> Process:
     found = known.find(pid)
     assert found is not None
@@ -121,6 +126,11 @@ def test_a_recorded_process_of_another_boot_is_dead_whoever_has_its_pid_now() ->
     mine.close()
     assert Processes("another boot").find_again(mine.holder) == Evidence("boot changed", "boot_id")
     assert identity.boot_id({"RUNHIST_BOOT_ID": "named"}) == "named"
+
+
+def test_the_boot_as_systemd_writes_it_is_the_same_as_the_kernels() -> None:
+    kernels = identity.BOOT_ID_FILE.read_text().strip()
+    assert identity.boot_id({"RUNHIST_BOOT_ID": kernels.replace("-", "")}) == identity.boot_id({}) == kernels
 
 
 def test_nothing_is_known_of_a_process_that_has_no_pid_here() -> None:
@@ -254,3 +264,15 @@ def test_without_a_descriptor_left_a_process_is_still_told_by_its_start(child: s
 def test_the_user_of_a_process_is_its_effective_one(child: subprocess.Popen[bytes]) -> None:
     assert identity.user_of(child.pid) == os.geteuid()
     assert identity.user_of(2**22 - 1) is None
+
+
+def test_the_user_of_a_process_that_is_hidden_in_proc_is_told_by_its_pidfd(monkeypatch: pytest.MonkeyPatch) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can be another user")
+    with subprocess.Popen(["sleep", "100"], cwd="/", user=4711) as other:
+        if identity._user_by_pidfd(os.getpid()) is None:
+            other.kill()
+            pytest.skip("the kernel has no PIDFD_GET_INFO (Linux 6.13)")
+        monkeypatch.setattr(Path, "read_text", refuse)
+        assert identity.user_of(other.pid) == 4711
+        other.kill()
