@@ -13,8 +13,9 @@ from varlink.scanner import Interface  # type: ignore[import-untyped]
 from runhist.protocol import INTERFACE, SERVICE, interface_text
 from runhist.protocol.errors import ERRORS
 from runhistd.daemon import calls, handlers
-from runhistd.model import artifacts, errors, events, views
+from runhistd.model import artifacts, errors, events, publish, views
 from runhistd.store.leases import Begun, Claimed, Released
+from runhistd.store.live import Shown
 from runhistd.store.log import Appended
 
 interface = Interface(interface_text())
@@ -27,6 +28,7 @@ WRITES = {
     "Append": calls.AppendCall,
     "ClaimRun": calls.ClaimCall,
     "ReleaseRun": calls.ReleaseCall,
+    "Publish": calls.PublishCall,
 }
 
 
@@ -40,7 +42,7 @@ def members(cls: Any) -> set[str]:
     [
         *((cls.__name__, cls) for cls in (views.Run, views.RunDetail, views.Step, views.UsageRow, views.UsageTotals)),
         *((cls.__name__, cls) for cls in (views.Gate, views.StatusCount, views.Delayed, events.Event, events.StoredEvent)),
-        *((cls.__name__, cls) for cls in (artifacts.DataBlob,)),
+        *((cls.__name__, cls) for cls in (artifacts.DataBlob, publish.Published)),
         *((cls.__name__, cls) for cls in (views.ConfigStatus, views.ConfigFault, views.Gap)),
         *((cls.__name__, cls) for cls in (views.Retained, views.RetentionStatus, views.ArtifactRow)),
         *((cls.__name__, cls) for cls in (views.Interrupted, events.Usage, events.RunSpec, calls.Cursor)),
@@ -60,6 +62,7 @@ def test_what_the_writes_answer_is_in_the_interface() -> None:
     assert members(Appended) == set(interface.members["Append"].out_type.fields)
     assert members(Begun) == set(interface.members["BeginRun"].out_type.fields)
     assert members(Claimed) == set(interface.members["ClaimRun"].out_type.fields)
+    assert members(Shown) == set(interface.members["Publish"].out_type.fields)
     assert members(Released) == set(interface.members["ReleaseRun"].out_type.fields)
 
 

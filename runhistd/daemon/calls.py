@@ -1,6 +1,6 @@
 """From bytes to requests: what a peer may say, checked before anything else sees it.
 
-The two calls that write are decoded by msgspec straight into frozen Structs, their `data` kept as the bytes that came.
+The calls that write are decoded by msgspec straight into frozen Structs, their `data` kept as the bytes that came.
 Everything else is a control call: cattrs builds it, with hooks that convert nothing. Either way what does not fit the
 interface is InvalidParameter with the path of the member. msgspec does not look into `data`; `json_text` does.
 """
@@ -23,6 +23,7 @@ from runhistd.model.events import EMPTY, MAX_COUNT, STATUSES, Count, Event, Pid,
 from runhistd.model.holder import Holder
 from runhistd.model.ids import check_name
 from runhistd.model.lease import Release
+from runhistd.model.publish import Publish, check_published
 from runhistd.model.removal import check_directory
 
 from . import json_text
@@ -74,6 +75,15 @@ class AppendCall(Struct, frozen=True, forbid_unknown_fields=True):
     first_n: Positive | None = None
 
 
+class PublishCall(Struct, frozen=True, forbid_unknown_fields=True):
+    """Publish."""
+
+    run_id: str
+    events: list[Event]
+    namespace: str | None = None
+    epoch: Count | None = None
+
+
 class ClaimCall(Struct, frozen=True, forbid_unknown_fields=True):
     """ClaimRun."""
 
@@ -102,6 +112,7 @@ _decode_envelope = msgspec.json.Decoder(Envelope).decode
 _decode_begin = msgspec.json.Decoder(BeginCall).decode
 _decode_claim = msgspec.json.Decoder(ClaimCall).decode
 _decode_release = msgspec.json.Decoder(ReleaseCall).decode
+_decode_publish = msgspec.json.Decoder(PublishCall).decode
 _decode_append = msgspec.json.Decoder(AppendCall).decode
 _decode_spec = msgspec.json.Decoder(RunSpec).decode
 _decode_any = msgspec.json.Decoder().decode
@@ -146,6 +157,14 @@ def decode_append(parameters: Raw, uid: int, holder: Holder | None, event_bytes:
     return Append(uid, namespace, call.run_id, call.epoch, call.writer, call.first_n, events, holder)
 
 
+def decode_publish(parameters: Raw, uid: int, event_bytes: int) -> Publish:
+    """Publish's parameters as a request of that user. Raises InvalidParameter, NotAllowed, TooLarge."""
+    call = _decoded(_decode_publish, parameters)
+    namespace, events = _check_name(call), _check_events(call.events, parameters, event_bytes)
+    check_published(events)
+    return Publish(uid, namespace, call.run_id, call.epoch, events)
+
+
 def decode_claim(parameters: Raw, event_bytes: int) -> tuple[str, ClaimCall]:
     """ClaimRun's parameters and the namespace. Raises InvalidParameter, TooLarge."""
     call = _decoded(_decode_claim, parameters)
@@ -162,7 +181,7 @@ def decode_release(parameters: Raw, uid: int) -> Release:
     return Release(uid, _check_name(call), call.run_id, call.epoch)
 
 
-def _check_name(call: AppendCall | ClaimCall | ReleaseCall) -> str:
+def _check_name(call: AppendCall | PublishCall | ClaimCall | ReleaseCall) -> str:
     check_name("run_id", call.run_id)
     return "default" if call.namespace is None else check_name("namespace", call.namespace)
 
@@ -386,6 +405,7 @@ class Follow:
     types: list[str] | None = field(default=None)
     kinds: list[str] | None = None
     heartbeat_us: int | None = None
+    published: bool | None = None
 
 
 def structure(parameters: Raw, cls: type[Any]) -> Any:

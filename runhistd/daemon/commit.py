@@ -15,7 +15,8 @@ The worst latency was 20 ms in all three with 8 writers, checkpoints included; a
 and 4 to 5 ms off it (11 ms in all three with the slower syncs): a price that simplicity is worth.
 
 After a commit that served n requests and took long, the next one waits until n are there again or half that time has
-passed: where a sync takes milliseconds that brings all writers into every commit. A lone writer never waits.
+passed: where a sync takes milliseconds that brings all writers into every commit. A lone writer never waits. What is
+only shown takes its place in the queue, but nothing waits for it, and it makes no transaction and no figures.
 
 SQLite's own checkpoints are off. The committer checkpoints when the WAL has grown, and when it has been idle; before
 each it makes sure that the files are still the ones at their paths, or nothing may be acknowledged any more.
@@ -36,7 +37,9 @@ from uuid import uuid4
 import trio
 
 from runhistd.model.errors import Damaged, InternalError, Refusal
+from runhistd.model.publish import Publish
 from runhistd.store.leases import Begun, Buried, Claimed, Released
+from runhistd.store.live import Shown
 from runhistd.store.log import Appended, Batch, EventLog, Failed, Request
 from runhistd.store.prune import Outcome as Removed
 
@@ -50,7 +53,7 @@ TRUNCATE_BYTES = 64 * 1024 * 1024
 IDLE_S = 5.0
 SLOW_COMMIT_S = 0.0005  # below this, waiting for more writers costs more than it saves
 
-Outcome = Appended | Begun | Claimed | Released | Buried | Removed | Refusal
+Outcome = Appended | Begun | Claimed | Released | Buried | Shown | Removed | Refusal
 
 
 class Slot(Protocol):
@@ -97,7 +100,8 @@ class Committer:
         self._next_beat_s = float("-inf")
         self._queue: deque[Waiting] = deque()
         self._queued_bytes = 0
-        self._wanted = 1
+        self._queued_writes = 0
+        self._wanted_writes = 0
         self._arrived = trio.Event()
         self._room = trio.Event()
         self._last_now_us = 0
@@ -118,7 +122,8 @@ class Committer:
             return
         self._queue.append((request, slot, size))
         self._queued_bytes += size
-        if len(self._queue) >= self._wanted:
+        self._queued_writes += _is_write(request)
+        if self._queued_writes >= self._wanted_writes:
             self._arrived.set()
 
     def configure(self, queue_bytes: int) -> None:
@@ -135,11 +140,11 @@ class Committer:
     async def run(self) -> None:
         """Commit until cancelled. Raises StorageFault or InstanceLost, after which nobody may be answered."""
         while True:
-            await self._wait(1, min(IDLE_S, self._beat_s))
+            await self._wait(0, min(IDLE_S, self._beat_s))
             if not self._queue:
                 self._checkpoint(truncate=True)
                 await self._idle()
-            if self._last_served > 1 and self._last_commit_s >= SLOW_COMMIT_S:
+            if self._queued_writes and self._last_served > 1 and self._last_commit_s >= SLOW_COMMIT_S:
                 await self._wait(self._last_served, self._last_commit_s / 2)
             self.commit_queued()
             await trio.lowlevel.checkpoint()
@@ -151,7 +156,7 @@ class Committer:
                 if self._log is not None:
                     self._log.look()
                 self._beat()
-            await self._wait(1, max(0.0, self._next_beat_s - trio.current_time()))
+            await self._wait(0, max(0.0, self._next_beat_s - trio.current_time()))
 
     def _beat(self) -> None:
         self._next_beat_s = trio.current_time() + self._beat_s
@@ -169,14 +174,18 @@ class Committer:
     def _take(self) -> list[Waiting]:
         """The requests of the next batch, at one moment that never lies before the last one's."""
         self._last_now_us = max(now_us(), self._last_now_us)
-        return [self._queue.popleft() for _ in range(min(len(self._queue), MAX_BATCH))]
+        taken = [self._queue.popleft() for _ in range(min(len(self._queue), MAX_BATCH))]
+        self._queued_writes -= sum(_is_write(request) for request, _, _ in taken)
+        return taken
 
     def _hand_out(self, taken: list[Waiting], batch: Batch, started_s: float) -> None:
         """Settle what was committed, tell of it, and checkpoint when it is time."""
-        self._last_commit_s = time.perf_counter() - started_s
-        self._last_served = len(taken)
-        self.commits += 1
-        self.latencies_us.append(int(self._last_commit_s * 1_000_000))
+        writes = sum(_is_write(request) for request, _, _ in taken)
+        if writes:
+            self._last_commit_s = time.perf_counter() - started_s
+            self._last_served = writes
+            self.commits += 1
+            self.latencies_us.append(int(self._last_commit_s * 1_000_000))
         for (_, slot, size), outcome in zip(taken, batch.outcomes, strict=True):
             self._queued_bytes -= size
             slot.settle(_isolate(outcome) if isinstance(outcome, Failed) else outcome)
@@ -190,11 +199,11 @@ class Committer:
         if self._log is not None and self._log.wal_bytes >= CHECKPOINT_BYTES:
             self._checkpoint(truncate=self._log.wal_bytes >= TRUNCATE_BYTES)
 
-    async def _wait(self, wanted: int, at_most_s: float) -> None:
-        """Return when that many requests wait, or the time has passed."""
-        self._wanted = wanted
+    async def _wait(self, writes: int, at_most_s: float) -> None:
+        """Return when something waits, and so many writes, or the time has passed."""
+        self._wanted_writes = writes
         with trio.move_on_after(at_most_s):
-            while len(self._queue) < wanted:
+            while not self._queue or self._queued_writes < writes:
                 self._arrived = trio.Event()
                 await self._arrived.wait()
 
@@ -202,6 +211,10 @@ class Committer:
         if self._log is not None and self._log.wal_bytes:
             self._instance.check_inodes()
             self._log.checkpoint(truncate=truncate)
+
+
+def _is_write(request: Request) -> bool:
+    return not isinstance(request, Publish)
 
 
 def _isolate(failed: Failed) -> InternalError:

@@ -3,19 +3,26 @@
 A follower never has a queue of its own: it looks from its cursor, sends, and looks again, so that a slow one lags and
 costs nothing. Those that keep up share the newest committed events in memory, encoded once; only those behind read the
 database. A commit wakes the followers of the runs that it touched and carries no data.
+
+What is only shown is the exception: it waits in an inbox of the follower's own (see `inbox`), and joins the page that
+looks at the log up to its place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+import heapq
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 import msgspec
 import trio
-from attrs import define, frozen
+from attrs import define, evolve, frozen
 
 from runhistd.model.events import StoredEvent
 from runhistd.model.views import EventFilter, Gap
+from runhistd.store.live import Live
 from runhistd.store.log import Committed
+
+from .inbox import Inbox, Item
 
 PAGE_EVENTS = 100
 PAGE_BYTES = 1024 * 1024
@@ -50,11 +57,27 @@ def encode_gap(gap: Gap) -> bytes:
 
 @frozen
 class Page:
-    """Encoded events, up to which position the log was looked at for them, and the encoded gaps up to there."""
+    """Encoded items with their positions, up to which position the log was looked at for them, and the encoded gaps up to
+    there. `dropped`: so many items that are only shown went unseen since the page before."""
 
-    events: list[bytes]
+    items: list[tuple[int, bytes]]
     looked_at: int
     gaps: Sequence[bytes] = ()
+    dropped: int = 0
+
+    @classmethod
+    def of(cls, events: Iterable[tuple[int, bytes]], looked_at: int, gaps: Iterable[bytes] = ()) -> Page:
+        """A page of encoded events."""
+        return cls([(at, b'{"event":%b}' % event) for at, event in events], looked_at, list(gaps))
+
+    def joined(self, inbox: Inbox) -> Page:
+        """With what waits in the inbox, each item behind the events that came before it."""
+        shown = [(at, b'{"published":%b}' % item) for at, item in inbox.take(self.looked_at)]
+        dropped = inbox.take_dropped()
+        if not shown and not dropped:
+            return self
+        items = list(heapq.merge(self.items, shown, key=lambda item: item[0]))  # at a position the event comes first
+        return evolve(self, items=items, dropped=dropped)
 
 
 class Tail:
@@ -66,6 +89,7 @@ class Tail:
         self._recent: list[_Recent] = []
         self._bytes = 0
         self._waiting: dict[RunName | None, set[trio.Event]] = {}
+        self._inboxes: dict[RunName | None, set[Inbox]] = {}
 
     def extend(self, events: list[Committed]) -> None:
         """Take in what was just committed, and wake those who wait for it."""
@@ -81,6 +105,29 @@ class Tail:
             for event in self._waiting.get(name, ()):
                 event.set()
 
+    def show(self, shown: list[Live]) -> None:
+        """Give what is not stored to those who asked for it."""
+        if not self._inboxes:
+            return
+        for item in map(Item, shown):
+            published = item.live.published
+            for name in (None, (item.live.uid, published.namespace, published.run_id)):
+                for inbox in self._inboxes.get(name, ()):
+                    inbox.offer(item)
+
+    def open_inbox(self, uid: int, filter: EventFilter) -> Inbox:
+        """An inbox for what is shown from now on; close it."""
+        inbox = Inbox(uid, filter)
+        self._inboxes.setdefault(name_wanted(uid, filter), set()).add(inbox)
+        return inbox
+
+    def close_inbox(self, uid: int, filter: EventFilter, inbox: Inbox) -> None:
+        """Its follower is gone."""
+        name = name_wanted(uid, filter)
+        self._inboxes[name].discard(inbox)
+        if not self._inboxes[name]:
+            del self._inboxes[name]
+
     def forget(self) -> None:
         """Send everybody to the database, because runs were deleted of which events are here."""
         self._recent.clear()
@@ -91,7 +138,7 @@ class Tail:
         """The next page behind a position, or None when that lies further back than memory reaches."""
         if position < self._start:
             return None
-        events: list[bytes] = []
+        events: list[tuple[int, bytes]] = []
         size = 0
         for recent in self._recent[position - self._start :]:
             event = recent.committed.event
@@ -106,13 +153,15 @@ class Tail:
                 continue
             size += len(recent.encoded())
             if events and (len(events) == PAGE_EVENTS or size > PAGE_BYTES):
-                return Page(events, event.position - 1)
-            events.append(recent.encoded())
-        return Page(events, self.position)
+                return Page.of(events, event.position - 1)
+            events.append((event.position, recent.encoded()))
+        return Page.of(events, self.position)
 
-    async def wait(self, name: RunName | None, at_most_s: float) -> bool:
-        """Wait for the next commit, of that run or of any; False when the time passed first."""
+    async def wait(self, name: RunName | None, at_most_s: float, inbox: Inbox | None) -> bool:
+        """Wait for the next commit, of that run or of any, or for the inbox; False when the time passed first."""
         arrived = trio.Event()
+        if inbox is not None:
+            inbox.arrived = arrived
         waiting = self._waiting.setdefault(name, set())
         waiting.add(arrived)
         try:
@@ -135,6 +184,13 @@ class Tail:
         self._bytes = kept
 
 
+def name_wanted(uid: int, filter: EventFilter) -> RunName | None:
+    """The one run that the filter is about, if it names one."""
+    if filter.run_id is None or filter.namespace is None:
+        return None
+    return uid, filter.namespace, filter.run_id
+
+
 def _size(committed: Committed) -> int:
     return len(memoryview(committed.event.data)) + 512  # and the members around it, roughly
 
@@ -145,16 +201,16 @@ async def follow(
     filter: EventFilter,
     position: int,
     heartbeat_s: float,
+    inbox: Inbox | None,
     read: Callable[[int], Awaitable[Page]],
     send: Callable[[Page], Awaitable[None]],
 ) -> None:
     """Send pages from behind `position` for ever: the first at once, empty ones only as heartbeats.
 
-    `read` looks into the database where memory does not reach; `send` returns when the peer can take more.
+    `read` looks into the database where memory does not reach; `send` returns when the peer can take more. What is only
+    shown comes from the `inbox`; None leaves it out.
     """
-    name = None
-    if filter.run_id is not None and filter.namespace is not None:
-        name = (uid, filter.namespace, filter.run_id)
+    name = name_wanted(uid, filter)
     is_due = True
     while True:
         page = tail.after(position, uid, filter)
@@ -162,10 +218,12 @@ async def follow(
             page = await read(position)
         caught_up = page.looked_at >= tail.position
         position = page.looked_at
-        if page.events or page.gaps or is_due:
+        if inbox is not None:
+            page = page.joined(inbox)
+        if page.items or page.gaps or page.dropped or is_due:
             await send(page)
             is_due = False
         elif not caught_up:
             await trio.lowlevel.checkpoint()
-        if caught_up and tail.position <= position:
-            is_due = not await tail.wait(name, heartbeat_s)
+        if caught_up and tail.position <= position and (inbox is None or not inbox.is_ready(position)):
+            is_due = not await tail.wait(name, heartbeat_s, inbox)

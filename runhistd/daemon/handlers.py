@@ -1,13 +1,12 @@
 """What each method does: one function a method, found by a table.
 
-The two writes only make a request for the committer. Everything else reads, in a thread with one of a few read-only
-connections, and answers with the wire's own types.
+Writes only make a request for the committer, and so does what is only shown. Everything else reads, in a thread with one
+of a few read-only connections, and answers with the wire's own types.
 """
 
 from __future__ import annotations
 
 import base64
-import functools
 import os
 import re
 import shutil
@@ -29,6 +28,7 @@ from runhistd.model.events import KINDS, MAX_COUNT, STATUSES
 from runhistd.model.holder import Holder
 from runhistd.model.ids import check_name
 from runhistd.model.lease import Begin, Claim, Release
+from runhistd.model.publish import Publish
 from runhistd.model.removal import Delete, Pin
 from runhistd.model.retention import Decision, Policy
 from runhistd.model.views import EventFilter, Retained, RunFilter
@@ -41,19 +41,21 @@ from .blobs import Blobs
 from .collect import Collector
 from .commit import Committer, Outcome, now_us
 from .follow import PAGE_BYTES, PAGE_EVENTS, Page, Tail, encode_event, encode_gap, follow
+from .inbox import INBOX_BYTES
 from .instance import Instance
 from .liveness import Liveness
 from .reload import Reload
-from .server import Connection, Peer, Reply
+from .server import PUBLISH, Connection, Peer, Reply
 from .spool import Spools
 from .sweep import Asked, Sweeper
 
 MAX_READERS = 4
 LIST_LIMIT = 50
 MAX_LIST_LIMIT = 1000
+MAX_SHOWN_BYTES = INBOX_BYTES // 2
 HEARTBEAT_S = 3600.0  # of followers that asked for none: the cursor of a quiet filter still moves
 SPOOLED_BYTES = 32 * 1024  # of one spooled request in the queue: a part of at most 1 MiB is 32 of them
-FEATURES: list[str] = []
+FEATURES = ["publish"]
 T = TypeVar("T")
 
 _views = cattrs.Converter()
@@ -195,6 +197,11 @@ class Service:
 def append_request(service: Service, peer: Peer, parameters: Raw) -> Append:
     """Append as a request."""
     return calls.decode_append(parameters, peer.uid, peer.sender, service.config.event_bytes)
+
+
+def publish_request(service: Service, peer: Peer, parameters: Raw) -> Publish:
+    """Publish as a request. More than fits an inbox could never be seen."""
+    return calls.decode_publish(parameters, peer.uid, min(service.config.event_bytes, MAX_SHOWN_BYTES))
 
 
 def begin_request(service: Service, peer: Peer, parameters: Raw) -> Begin:
@@ -453,11 +460,13 @@ async def stream_follow(service: Service, connection: Connection, call: calls.Fo
             raise PositionExpired(service.instance_id, tail.position)
     elif call.tail:
         position = await service.read(reader.tail_position, peer.uid, wanted, call.tail)
+    inbox = tail.open_inbox(peer.uid, wanted) if call.published else None
 
     async def read(behind: int) -> Page:
         options = {"limit": PAGE_EVENTS, "limit_bytes": PAGE_BYTES}
         found = await service.read(reader.events_after, peer.uid, wanted, behind, **options)
-        return Page(list(map(encode_event, found.events)), found.looked_at, list(map(encode_gap, found.gaps)))
+        events = ((event.position, encode_event(event)) for event in found.events)
+        return Page.of(events, found.looked_at, map(encode_gap, found.gaps))
 
     async def send(page: Page) -> None:
         await connection.send_now(follow_frame(page, service.instance_id))
@@ -465,22 +474,27 @@ async def stream_follow(service: Service, connection: Connection, call: calls.Fo
     async def until_stop() -> None:
         async with trio.open_nursery() as nursery:
             heartbeat_s = HEARTBEAT_S if call.heartbeat_us is None else max(call.heartbeat_us / 1e6, 0.001)
-            nursery.start_soon(functools.partial(follow, tail, peer.uid, wanted, position, heartbeat_s, read, send))
+            nursery.start_soon(follow, tail, peer.uid, wanted, position, heartbeat_s, inbox, read, send)
             await service.stopping.wait()
             nursery.cancel_scope.cancel()
         reply = connection.add_reply()
         reply.refuse(ShuttingDown())
         await connection.sent(0)
 
-    await connection.stream_until_closed(until_stop)
+    try:
+        await connection.stream_until_closed(until_stop)
+    finally:
+        if inbox is not None:
+            tail.close_inbox(peer.uid, wanted, inbox)
 
 
 def follow_frame(page: Page, instance_id: str) -> bytes:
     """A reply of Follow, put together from events that are encoded already."""
     gaps = (b'{"gap":%b}' % gap for gap in page.gaps)  # before the events: whoever reads them in order knows what to expect
-    items = b",".join((*gaps, *(b'{"event":%b}' % event for event in page.events)))
+    items = b",".join((*gaps, *(item for _, item in page.items)))
     cursor = b'{"instance_id":%b,"position":%d}' % (_encode(instance_id), page.looked_at)
-    return b'{"parameters":{"items":[%b],"cursor":%b},"continues":true}\0' % (items, cursor)
+    members = (items, cursor, page.dropped)
+    return b'{"parameters":{"items":[%b],"cursor":%b,"dropped":%d},"continues":true}\0' % members
 
 
 async def read_events(service: Service, peer: Peer, call: calls.GetEvents, after_seq: int) -> dict[str, Any]:
@@ -551,6 +565,7 @@ WRITES: dict[str, Callable[[Service, Peer, Raw], Request]] = {
     f"{INTERFACE}.BeginRun": begin_request,
     f"{INTERFACE}.ClaimRun": claim_request,
     f"{INTERFACE}.ReleaseRun": release_request,
+    PUBLISH: publish_request,
 }
 
 METHODS: dict[str, tuple[type[Any], Handler | None]] = {

@@ -81,6 +81,7 @@ def assemble(instance: Instance, reload: Reload, log: EventLog | None, notifier:
 
     def on_commit(batch: Batch) -> None:
         tail.extend(batch.events)
+        tail.show(batch.shown)
         if batch.deleted:
             tail.forget()
         liveness.leases_changed(batch.held)

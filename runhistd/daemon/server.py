@@ -47,6 +47,7 @@ READ_BYTES = 64 * 1024
 MAX_UNSENT_BYTES = 256 * 1024
 LARGE_FRAME_BYTES = 1024 * 1024
 LARGE_FRAME_S = 30.0
+PUBLISH = f"{INTERFACE}.Publish"  # alone may go unanswered: what nobody sees need not be sent again
 
 encode = msgspec.json.Encoder().encode
 
@@ -85,7 +86,7 @@ def peer_of(stream: trio.SocketStream, processes: Processes) -> Peer | None:
 
 
 class Reply:
-    """The place of one call's reply in its connection's order."""
+    """The place of one call's reply in its connection's order; a oneway call's has none, and is never sent."""
 
     __slots__ = ("connection", "frame")
 
@@ -296,9 +297,9 @@ class Connection:
         self.flush()
 
     async def _take_call(self, call: Envelope) -> None:
-        if call.oneway or call.upgrade:
-            raise EndConnection  # no method may go unanswered, and there is nothing to upgrade to
-        reply = self.add_reply()
+        if call.upgrade or (call.oneway and call.method != PUBLISH):
+            raise EndConnection  # a write must not go unanswered, and there is nothing to upgrade to
+        reply = Reply(self) if call.oneway else self.add_reply()
         try:
             if not await self._service.submit(self, call, reply):
                 self._replies.pop()

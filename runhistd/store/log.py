@@ -23,9 +23,10 @@ from ..model.errors import NoSuchRun, Refusal, StorageFull
 from ..model.events import TERMINAL, Event, StoredEvent, Usage, payload_of
 from ..model.holder import Holder
 from ..model.lease import Begin, Claim, Death, Fence, Lease, Release, check_team, resumed_event
+from ..model.publish import Publish
 from ..model.removal import Delete
 from ..model.run import Head, applied, fold
-from . import blobs, leases, prune, sql
+from . import blobs, leases, live, prune, sql
 from .database import PAGE_BYTES, SCHEMA_VERSION, Counters, StorageFault, open_writer, read_history
 from .heads import CachedRun, Heads, Name, encode
 
@@ -70,8 +71,9 @@ class Held(Struct, frozen=True):
     holders: frozenset[Holder]
 
 
-Request = Append | Begin | Claim | Release | Death | Fence | prune.Removal
-Outcome = Appended | leases.Begun | leases.Claimed | leases.Released | leases.Buried | prune.Outcome | Refusal | Failed
+Request = Append | Begin | Claim | Release | Death | Fence | Publish | prune.Removal
+Granted = leases.Begun | leases.Claimed | leases.Released | leases.Buried
+Outcome = Appended | Granted | live.Shown | prune.Outcome | Refusal | Failed
 
 
 class Batch(Struct):
@@ -83,6 +85,8 @@ class Batch(Struct):
     held: list[Held] = []
     deleted: bool = False
     """Whether events are gone that were committed before."""
+    shown: list[live.Live] = []
+    """What is not stored but shown, in order."""
 
     def add(self, later: Batch) -> None:
         """Take in what became of the requests behind these."""
@@ -90,6 +94,7 @@ class Batch(Struct):
         self.events += later.events
         self.held += later.held
         self.deleted |= later.deleted
+        self.shown += later.shown
 
 
 class EventLog:
@@ -102,6 +107,7 @@ class EventLog:
         self._pending = self._counters
         self._events: list[Committed] = []
         self._rows: list[tuple[object, ...]] = []
+        self._shown: list[live.Live] = []
         self.wal_bytes = 0
         connection.set_wal_hook(self._measure_wal)
 
@@ -123,6 +129,7 @@ class EventLog:
     def apply(self, batch: Sequence[Request], now_us: int) -> Batch:
         """Store a batch and return after COMMIT: one transaction, and one of its own for each removal.
 
+        There is none for a batch that only shows events.
         StorageFault: it is unknown what is stored.
         """
         if len(batch) > 1 and any(isinstance(request, prune.Removal) for request in batch):
@@ -187,7 +194,8 @@ class EventLog:
         self._connection.close()
 
     def _transaction(self, batch: Sequence[Request], now_us: int) -> Batch:
-        self._connection.execute("BEGIN IMMEDIATE")
+        if not all(isinstance(request, Publish) for request in batch):
+            self._connection.execute("BEGIN IMMEDIATE")
         outcomes: list[Outcome] = []
         for request in batch:
             try:
@@ -195,8 +203,9 @@ class EventLog:
             except Refusal as refusal:
                 outcomes.append(refusal)
         if not self.heads.changed:
-            self._connection.execute("ROLLBACK")  # only duplicates and refusals
-            return Batch(outcomes)
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")  # only duplicates and refusals
+            return Batch(outcomes, shown=self._take_shown())
         self._connection.executemany(sql.INSERT_EVENT, self._rows)
         self.heads.save()
         self._connection.execute(sql.SAVE_COUNTERS, msgspec.structs.astuple(self._pending))
@@ -204,9 +213,13 @@ class EventLog:
         held = [Held(*run.name, frozenset(run.lease.holders)) for run in self.heads.changed_leases()]
         self.heads.committed()
         self._counters = self._pending
-        done = Batch(outcomes, self._events, held)
+        done = Batch(outcomes, self._events, held, shown=self._take_shown())
         self._events, self._rows = [], []
         return done
+
+    def _take_shown(self) -> list[live.Live]:
+        shown, self._shown = self._shown, []
+        return shown
 
     def _removal(self, request: prune.Removal, now_us: int) -> Batch:
         self._connection.execute("BEGIN IMMEDIATE")
@@ -227,6 +240,9 @@ class EventLog:
     def _carry_out(self, request: Request, now_us: int) -> Outcome:
         if isinstance(request, Append):
             return self._append(request, now_us)
+        if isinstance(request, Publish):
+            self._shown += live.publish(self, request, now_us)
+            return live.Shown()
         if isinstance(request, Begin):
             return leases.begin(self, request, now_us)
         if isinstance(request, Claim):
@@ -243,7 +259,7 @@ class EventLog:
             self._connection.execute("ROLLBACK")
         self.heads.clear()
         self._pending = self._counters
-        self._events, self._rows = [], []
+        self._events, self._rows, self._shown = [], [], []
 
     def find(self, uid: int, namespace: str, run_id: str) -> CachedRun:
         """A run by its name. Raises NoSuchRun."""
