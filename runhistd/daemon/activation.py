@@ -1,16 +1,25 @@
-"""Sockets that a service manager opened for us and passed on: systemd's by number (sd_listen_fds(3)).
+"""Sockets that a service manager opened for us and passed on: systemd's by number (sd_listen_fds(3)), launchd's by a call.
 
 The manager bound them and keeps them: we neither bind nor remove them, and clients that connect while we are away wait in
 them for our next start. The variables are taken out of the environment, and the descriptors are closed in our children.
+
+What launchd does was written after launch(3) and never run on a Mac; a library that does as that page says stands in for
+it in the tests.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
+import sys
 from collections.abc import MutableMapping
+from typing import TYPE_CHECKING
 
 from .listen import ListenFault
+
+if TYPE_CHECKING:
+    import ctypes
 
 FIRST_DESCRIPTOR = 3  # SD_LISTEN_FDS_START
 VARLINK_NAME = "varlink"  # of the socket that speaks varlink, where several are passed (FileDescriptorName=)
@@ -20,8 +29,19 @@ MAX_PASSED = 64
 def take_passed(environment: MutableMapping[str, str] = os.environ) -> list[socket.socket]:
     """The listening sockets that were passed to this very process; none without a service manager.
 
-    To be called once, before anything else opens descriptors. Of several, those named varlink count, and the others are
-    closed. Raises ListenFault for what is no listening Unix stream socket, and for several of which none is so named.
+    To be called once, before anything else opens descriptors. Raises ListenFault when they are not what we can serve.
+    """
+    if sys.platform == "darwin":
+        import ctypes
+
+        return passed_by_launchd(ctypes.CDLL(None))
+    return passed_by_systemd(environment)
+
+
+def passed_by_systemd(environment: MutableMapping[str, str]) -> list[socket.socket]:
+    """Those that the variables tell of. Of several, those named varlink count, and the others are closed.
+
+    Raises ListenFault for what is no listening Unix stream socket, and for several of which none is so named.
     """
     count = environment.pop("LISTEN_FDS", "")
     pid = environment.pop("LISTEN_PID", "")
@@ -49,6 +69,28 @@ def take_passed(environment: MutableMapping[str, str] = os.environ) -> list[sock
     else:
         chosen = list(descriptors)
     return [adopt(descriptor) for descriptor in chosen]
+
+
+def passed_by_launchd(library: ctypes.CDLL) -> list[socket.socket]:
+    """Those that the job calls varlink; none when launchd did not start us. Raises ListenFault when they were taken before,
+    or are no listening Unix stream sockets."""
+    import ctypes  # not on Linux: it wants memory that can be written and executed, which a sandbox may deny
+
+    numbers, count = ctypes.POINTER(ctypes.c_int)(), ctypes.c_size_t()
+    activate = library.launch_activate_socket
+    activate.argtypes = [ctypes.c_char_p, ctypes.POINTER(ctypes.POINTER(ctypes.c_int)), ctypes.POINTER(ctypes.c_size_t)]
+    activate.restype = ctypes.c_int
+    failed = activate(VARLINK_NAME.encode(), ctypes.byref(numbers), ctypes.byref(count))
+    if failed in (errno.ESRCH, errno.ENOENT):  # not a job of launchd's; a job without such a socket
+        return []
+    if failed:
+        raise ListenFault(f"launchd does not hand over the socket {VARLINK_NAME} ({os.strerror(failed)})")
+    descriptors = numbers[: count.value]
+    library.free.argtypes = [ctypes.c_void_p]
+    library.free(numbers)
+    for descriptor in descriptors:
+        os.set_inheritable(descriptor, False)
+    return [adopt(descriptor) for descriptor in descriptors]
 
 
 def adopt(descriptor: int) -> socket.socket:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import json
 import os
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,26 @@ import trio
 
 from runhist.paths import SOCKET_NAME
 from runhistd.daemon import listen
+from runhistd.daemon.activation import passed_by_launchd
+
+# launch_activate_socket(3) as the manual page has it, for a job whose sockets `hand_over` names.
+LAUNCHD = """
+#include <stdlib.h>
+#include <string.h>
+#include <errno.h>
+static int handed[2], size, status = ESRCH;
+void refuse_with(int error) { status = error; }
+void hand_over(int first, int second) { handed[0] = first; handed[1] = second; size = 2; status = 0; }
+int launch_activate_socket(const char *name, int **fds, size_t *cnt) {
+    if (status) return status;
+    if (strcmp(name, "varlink")) return ENOENT;
+    status = EALREADY;
+    *fds = malloc(sizeof handed);
+    memcpy(*fds, handed, sizeof handed);
+    *cnt = size;
+    return 0;
+}
+"""
 
 # A process that was passed the descriptors in its arguments. LISTEN_PID is its own pid, unless it is given.
 PASSED = """
@@ -123,3 +145,38 @@ async def test_a_passed_socket_that_was_removed_is_not_bound_again(
             path.unlink()
             await trio.sleep(3 * listen.LOOK_AGAIN_S)
             assert not path.exists()
+
+
+@pytest.fixture(scope="module")
+def launchd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The library that stands in for Apple's."""
+    return tmp_path_factory.mktemp("launchd") / "launchd.so"
+
+
+@pytest.fixture
+def library(launchd: Path, need: Callable[[str], str]) -> ctypes.CDLL:
+    if not launchd.exists():
+        compiler = [need("gcc"), "-shared", "-fPIC", "-x", "c", "-", "-o", str(launchd)]
+        subprocess.run(compiler, input=LAUNCHD, text=True, check=True)
+    return ctypes.CDLL(str(launchd))
+
+
+def test_launchd_hands_its_sockets_over_once_and_they_are_closed_to_children(tmp_path: Path, library: ctypes.CDLL) -> None:
+    with listener(tmp_path / "a") as a, listener(tmp_path / "b") as b:
+        handed = os.dup(a.fileno()), os.dup(b.fileno())
+        for descriptor in handed:
+            os.set_inheritable(descriptor, True)
+        library.hand_over(*handed)
+        taken = passed_by_launchd(library)
+        assert [listen.path_of(one) for one in taken] == [tmp_path / "a", tmp_path / "b"]
+        assert [one.get_inheritable() for one in taken] == [False, False]
+        for one in taken:
+            one.close()
+        with pytest.raises(listen.ListenFault, match=r"does not hand over the socket varlink \(.*already"):
+            passed_by_launchd(library)
+
+
+@pytest.mark.parametrize("error", [errno.ESRCH, errno.ENOENT])
+def test_whoever_was_not_started_by_launchd_binds_for_himself(library: ctypes.CDLL, error: int) -> None:
+    library.refuse_with(error)
+    assert passed_by_launchd(library) == []
