@@ -17,6 +17,9 @@ from typing import TYPE_CHECKING, Any, List
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from .ambient import LogHandler as LogHandler
+    from .ambient import current_run as current_run
+    from .ambient import step as step
     from .claim import ClaimedRun as ClaimedRun
     from .client import History as History
     from .client import connect as connect
@@ -61,6 +64,7 @@ if TYPE_CHECKING:
     from .steps import Step as Step
 
 _NAMES = {
+    "ambient": ("LogHandler", "current_run", "step"),
     "claim": ("ClaimedRun",),
     "client": ("History", "connect"),
     "connection": ("Connection", "Unreachable"),

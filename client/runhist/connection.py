@@ -97,8 +97,9 @@ class Unreachable(RunhistError):
 class _Socket(socket.socket):
     """A socket that may be forgotten: an engine that never closes its history is no fault worth a ResourceWarning."""
 
-    def __del__(self) -> None:
-        super(socket.socket, self).close()  # socket's own fails where an interrupt kept it from being built
+    # socket.socket's own fails where an interrupt kept it from being built; and names of modules are gone at the very end.
+    def __del__(self, plain: Any = socket.socket.__base__) -> None:
+        plain.close(self)
 
 
 class Connection:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Dict, NamedTuple, Optional
+from typing import Dict, Mapping, NamedTuple, Optional
 
 RUN = "RUNHIST_RUN"
 NAMESPACE = "RUNHIST_NAMESPACE"
@@ -40,15 +40,15 @@ class RunName(NamedTuple):
     run_id: str
 
 
-def own_namespace() -> Optional[str]:
+def own_namespace(variables: Mapping[str, str] = os.environ) -> Optional[str]:
     """The namespace in which this process was asked to work."""
-    return os.environ.get(NAMESPACE) or None
+    return variables.get(NAMESPACE) or None
 
 
-def own_run() -> Optional[RunName]:
+def own_run(variables: Mapping[str, str] = os.environ) -> Optional[RunName]:
     """The run that this process works for."""
-    run_id = os.environ.get(RUN)
-    return RunName(own_namespace(), run_id) if run_id else None
+    run_id = variables.get(RUN)
+    return RunName(own_namespace(variables), run_id) if run_id else None
 
 
 def own_lease() -> Optional[int]:
@@ -61,9 +61,9 @@ def own_lease() -> Optional[int]:
     return int(lease)
 
 
-def own_traceparent() -> Optional[str]:
+def own_traceparent(variables: Mapping[str, str] = os.environ) -> Optional[str]:
     """The trace that this process works for."""
-    return well_formed(os.environ.get(TRACEPARENT))
+    return well_formed(variables.get(TRACEPARENT))
 
 
 def well_formed(traceparent: Optional[str]) -> Optional[str]:

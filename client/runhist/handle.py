@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import os
 import time
-from typing import Any, Dict, Mapping, Optional, Union
+from typing import Any, ContextManager, Dict, Mapping, Optional, TypeVar, Union
 
+from . import ambient
 from .encoding import Unencodable, as_object, encode, plain_text, present, usage_members
 from .endings import CANCELLED, FAILED, cancel_reason, failure_members, outcome_of
 from .environment import RunName, lend
@@ -25,6 +26,7 @@ from .records import TERMINAL_KINDS, Receipt
 from .steps import Recording, Step, innermost_step
 
 _UNSET: Any = object()
+_R = TypeVar("_R", bound="RunHandle")
 _LEASE_ENDS = TERMINAL_KINDS | {"run.paused"}
 
 
@@ -65,14 +67,18 @@ class RunHandle(Recording):
     def environ(self) -> Dict[str, str]:
         """The environment variables that hand the run on: `subprocess.run(command, env={**os.environ, **run.environ()})`.
 
-        There `current_run` and `runhist append` add to it, and the runs that are begun are its children; one that has
-        not begun yet is a parent only. Empty where nothing is recorded.
+        There `runhist.current_run` and `runhist append` add to it, and the runs that are begun are its children; one
+        that has not begun yet is a parent only. Empty where nothing is recorded.
         """
         if self._link is None or self._outbox is None or self._link.forked or self._outbox.refused is not None:
             return {}
         with self._link.lock:
             socket = self._link.socket_path
         return lend(RunName(self.namespace, self._run_id), self.epoch, socket, self._outbox.traceparent)
+
+    def use(self: _R) -> ContextManager[_R]:
+        """A block in which `runhist.current_run` is this run, for a new thread; its end leaves the run as it is."""
+        return ambient.use(self)
 
     # recording
 
@@ -231,13 +237,18 @@ class RunHandle(Recording):
 
     def _record(self, type: str, data: Any = None, **members: Any) -> None:
         """Encode an event and hand it over; a fault is counted, and raised where it must be."""
+        self._raise_due()
+        self._record_quietly(type, data, **members)
+        self._raise_due()
+
+    def _record_quietly(self, type: str, data: Any = None, **members: Any) -> None:
+        """As `_record`, but what must be raised waits for the next call."""
         link, outbox = self._link, self._outbox
         if link is None or outbox is None:
             return
         if link.forked:
             self._note_fork()
             return
-        self._raise_due()
         ends = str(members.get("kind") or type) in _LEASE_ENDS
         event = {"type": type, "time_us": time.time_ns() // 1000, **present(data=data), **members}
         try:
@@ -251,7 +262,7 @@ class RunHandle(Recording):
         else:
             self._hand_over(entry, ends)
         self._ended = self._ended or ends
-        self._raise_due()
+        self._history._journal.write()
 
     def _hand_over(self, entry: Entry, ends: bool) -> None:
         link, outbox = self._link, self._outbox
@@ -276,6 +287,8 @@ class RunHandle(Recording):
 
     def _raise_due(self) -> None:
         """Log what waits to be logged, and raise what the engine must see."""
+        if self._link is None or self._link.forked:
+            return
         self._history._journal.write()
         error = self._faults.take_pending()
         if error is not None:

@@ -10,7 +10,7 @@ import os
 import time
 from typing import Any, Dict, Literal, Mapping, NamedTuple, Optional, Tuple
 
-from . import environment
+from . import ambient, environment
 from .encoding import Unencodable, as_object, encode, present
 from .faults import Faults, Journal
 from .ids import new_uuid
@@ -68,9 +68,10 @@ def _choose(wish: str, require: bool) -> Tuple[Optional[SocketChoice], Optional[
 
 def _origin(namespace: Optional[str], parent_run_id: Optional[str], traceparent: Optional[str]) -> Dict[str, Optional[str]]:
     """Whose child a run is, and of which trace; see `environment`."""
+    variables = ambient.variables()
     if parent_run_id is None:
-        parent_run_id = environment.parent_of(namespace, environment.own_run())
-    traceparent = environment.own_traceparent() if traceparent is None else environment.well_formed(traceparent)
+        parent_run_id = environment.parent_of(namespace, environment.own_run(variables))
+    traceparent = environment.own_traceparent(variables) if traceparent is None else environment.well_formed(traceparent)
     return {"parent_run_id": parent_run_id, "traceparent": traceparent}
 
 

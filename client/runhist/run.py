@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Dict, Iterator, Optional, Sequence, Type, TypeVar, Union
 
+from . import ambient
 from .encoding import plain_text
 from .faults import Faults
 from .handle import RunHandle
@@ -106,11 +107,13 @@ class Run(RunHandle):
         self._ended = True
 
     def __enter__(self: _R) -> _R:
+        ambient.enter(self)
         return self
 
     def __exit__(
         self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
     ) -> None:
+        ambient.leave(self)
         try:
             if not self._ended:
                 self._end_as(error)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from contextvars import ContextVar
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Mapping, Optional, Tuple, Type, Union
+from typing import TYPE_CHECKING, Any, Iterator, Mapping, Optional, Tuple, Type, Union
 
 from .encoding import Cost, as_object, plain_text, present, text_members
 from .endings import CANCELLED, FAILED, cancel_reason, failure_members, outcome_of
@@ -20,6 +21,16 @@ _open_steps: ContextVar[Tuple[Step, ...]] = ContextVar("runhist_open_steps", def
 def innermost_step(run: RunHandle) -> Optional[Step]:
     """The step of this run whose block this thread or task is in."""
     return next((step for step in reversed(_open_steps.get()) if step.run is run and not step.ended), None)
+
+
+@contextmanager
+def outside(step: Step) -> Iterator[None]:
+    """Leave the step's block for a while: what begins meanwhile is not within it."""
+    _open_steps.set(tuple(other for other in _open_steps.get() if other is not step))
+    try:
+        yield
+    finally:
+        _open_steps.set((*_open_steps.get(), step))
 
 
 class Recording:
