@@ -243,14 +243,20 @@ def test_all_threads_of_a_process_share_one_handle_of_the_lent_run(
 
 def test_what_a_lent_run_still_holds_is_sent_at_the_interpreters_end(run: runhist.Run, small: SmallHistory) -> None:
     go_on = threading.Event()
-    small.before = lambda method, parameters: None if go_on.wait(30) else None
-    code = "import runhist\nfor i in range(100): runhist.current_run().append('x', {'i': i, 'pad': 'x' * 50_000})\nprint('said')"
+
+    def hold_up(method: str, parameters: dict[str, Any]) -> None:
+        assert go_on.wait(30)
+
+    small.before = hold_up
+    code = (
+        "import runhist\nfor i in range(99): runhist.current_run().append('x', {'i': i, 'pad': 'x' * 50_000})\nprint('said')"
+    )
     lent = {**os.environ, **run.environ()}
     with subprocess.Popen([sys.executable, "-uc", code], env=lent, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
         assert child.stdout is not None and child.stdout.readline() == b"said\n"
         go_on.set()
         assert child.communicate(timeout=60) == (b"", b"")
-    assert [stored.event["data"]["i"] for stored in small.stored] == list(range(100))
+    assert [stored.event["data"]["i"] for stored in small.stored] == list(range(99))
 
 
 def test_a_forked_child_has_a_handle_of_its_own_of_the_lent_run(
