@@ -7,6 +7,7 @@ interface is InvalidParameter with the path of the member. msgspec does not look
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any, Literal, TypeVar
 from uuid import UUID
@@ -119,7 +120,7 @@ _decode_any = msgspec.json.Decoder().decode
 
 
 def decode_envelope(frame: bytes) -> Envelope:
-    """The call in a frame. Raises MalformedCall."""
+    """The call in a frame. Raises MalformedCall; InvalidParameter where only a text in its parameters is no text."""
     try:
         text = str(frame, "utf-8")
         del text  # msgspec does not look at the bytes of what it keeps raw
@@ -127,6 +128,9 @@ def decode_envelope(frame: bytes) -> Envelope:
     except msgspec.ValidationError as error:
         raise MalformedCall(fault_path(error).removeprefix(".") or "call") from error
     except (ValueError, RecursionError) as error:
+        call, _, path = json_text.path_of_fault(frame).partition(".parameters")
+        if path and not call:
+            raise InvalidParameter(_place(path)) from error
         raise MalformedCall("call") from error
 
 
@@ -411,14 +415,22 @@ class Follow:
 def structure(parameters: Raw, cls: type[Any]) -> Any:
     """A control call of that class. Raises InvalidParameter with the path of the first member that does not fit."""
     try:
-        members = _decode_any(parameters)
+        members = _members_of(parameters)
         if not isinstance(members, dict):
             raise InvalidParameter("parameters")
+        _check_nul(bytes(parameters))
         return _converter.structure(members, cls)
     except ClassValidationError as error:
         raise InvalidParameter(_place(_path(error))) from error
     except (ValueError, RecursionError) as error:
         raise InvalidParameter("parameters") from error
+
+
+def _members_of(parameters: Raw) -> Any:
+    try:
+        return _decode_any(parameters)
+    except msgspec.ValidationError:  # a number that it takes for none; as a float it is no integer, and named
+        return json.loads(bytes(parameters), parse_int=lambda digits: int(digits) if len(digits) < 20 else float(digits))
 
 
 def _path(error: BaseException) -> str:

@@ -286,7 +286,7 @@ class Connection:
     async def _take_calls(self) -> None:
         self._is_taking = True
         try:
-            while (call := self.machine.next_call()) is not None:
+            while (call := self._next_call()) is not None:
                 await self._take_call(call)
         except MalformedCall as fault:
             self.add_reply().fail("InvalidParameter", parameter=fault.parameter)
@@ -295,6 +295,15 @@ class Connection:
             self._is_taking = False
             self._note_heard()
         self.flush()
+
+    def _next_call(self) -> Envelope | None:
+        """The next call that is one; those that are refused as they stand have their replies."""
+        while True:
+            try:
+                call: Envelope | None = self.machine.next_call()
+                return call
+            except InvalidParameter as refusal:
+                self.add_reply().refuse(refusal)
 
     async def _take_call(self, call: Envelope) -> None:
         if call.upgrade or (call.oneway and call.method != PUBLISH):
