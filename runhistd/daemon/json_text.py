@@ -16,30 +16,44 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+import msgspec
+
 MAX_DEPTH = 64
-_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
+# Strings and what lies between them that neither counts for depth nor is a number.
+_STRINGS = re.compile(rb'(?:"(?:[^"\\]++|\\.)*+"[^"\[\]{}0-9]*+)++', re.DOTALL)
 _NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
-# With digits taken for zeros. Fewer than 200 of them and an exponent of two digits stay below 10 ** 299. Translating and
-# looking for plain bytes takes a tenth of the time of a regular expression that says the same.
+# Digits taken for zeros, a number is within a double's range unless it has 200 digits in a row or an exponent of three.
+# Translating and looking for plain bytes takes a tenth of the time of a regular expression that says the same.
 _AS_ZEROS = bytes.maketrans(b"123456789E", b"000000000e")
-_MAYBE_LARGE = (b"0" * 200, b"0e000", b"0e+000")
-_LARGE = re.compile(rb"[0-9][eE]\+?[0-9]{3}|(?<![0-9])[0-9]{200}")
-_LARGE = re.compile(rb"(?<![0-9.])(?:[0-9]{200}[0-9.]*|[0-9.]++(?=[eE]\+?[0-9]{3}))(?:[eE][+-]?[0-9]+)?")
+_LARGE_EXPONENTS = (b"0e000", b"0e+000")
+_MANY_DIGITS = b"0" * 200
+_LONG_NUMBER = re.compile(rb"(?<![0-9.])[0-9.]{200}[0-9.]*+(?:[eE][+-]?[0-9]+)?")
 _AS_LISTS = bytes.maketrans(b"{}", b"[]")
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_decode = msgspec.json.Decoder().decode
 
 
 def is_sound(text: bytes) -> bool:
     """Whether every number in the JSON text is within a double's range, and nothing is nested deeper than MAX_DEPTH."""
     maybe_deep = text.count(b"{") + text.count(b"[") > MAX_DEPTH
     zeros = text.translate(_AS_ZEROS)
-    maybe_large = any(pattern in zeros for pattern in _MAYBE_LARGE)
-    if not maybe_deep and not maybe_large:
-        return True
-    bare = _STRING.sub(b'""', text)
-    if maybe_deep and _is_deep(bare):
+    maybe_long = _MANY_DIGITS in zeros
+    if maybe_deep or maybe_long:
+        bare = _STRINGS.sub(b" ", text)
+        if maybe_deep and _is_deep(bare):
+            return False
+        if maybe_long and not all(math.isfinite(float(number[0])) for number in _LONG_NUMBER.finditer(bare)):
+            return False
+    return not any(exponent in zeros for exponent in _LARGE_EXPONENTS) or _decodes(text)
+
+
+def _decodes(text: bytes) -> bool:
+    """Whether msgspec can decode it, which refuses floats beyond a double, and takes integers that are."""
+    try:
+        _decode(text)
+    except msgspec.ValidationError:
         return False
-    return not maybe_large or all(math.isfinite(float(number[0])) for number in _LARGE.finditer(bare))
+    return True
 
 
 def _is_deep(bare: bytes) -> bool:
