@@ -30,7 +30,7 @@ class DataBlob(Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     """Content that the daemon keeps and that is the data of an event: its SHA-256, and its size in bytes."""
 
     sha256: Hash
-    size: Annotated[int, Meta(ge=0)]
+    size: Annotated[int, Meta(ge=0, le=MAX_INT)]
 
 
 class KeepBlob(Struct, frozen=True):

@@ -21,6 +21,8 @@ SOUND = {
     "type": "note",
     "kind": "note",
     "lease": "owned",
+    "sha256": "0" * 64,
+    "size": 2048,
 }
 """Values of members that not every text or number fits."""
 SOUND_ITEMS = {"status": "running", "expect_status": "running", "kinds": "note"}
