@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -148,7 +149,9 @@ def run_serve(chosen: argparse.Namespace) -> int:
         return complain(str(faults), 2)
     log.configure(settings.log_level)
     required = chosen.config is not None
-    return serve_directory(paths.state_dir(), chosen.config or paths.config_file(), settings, required=required)
+    status = serve_directory(paths.state_dir(), chosen.config or paths.config_file(), settings, required=required)
+    sys.stderr.flush()
+    os._exit(status)  # all is closed: the interpreter would only wait for the watching thread's next look
 
 
 def serve_directory(state_dir: Path, file: Path, settings: Config, *, required: bool) -> int:

@@ -23,6 +23,9 @@ import pytest
 import runhistd
 from runhist.paths import MAX_SOCKET_PATH_BYTES, SOCKET_NAME
 
+# Or every program that a test starts, and that is hundreds, would compile all modules anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 DEADLINE_S = 30.0  # for another program to do what was asked; generous, since two cores may be shared with much else
 GET_INFO = b'{"method":"org.varlink.service.GetInfo","parameters":{}}\0'
 

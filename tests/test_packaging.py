@@ -107,6 +107,7 @@ def test_the_client_needs_nothing_and_the_daemon_needs_the_client(wheels: dict[s
     assert "runhist" in requirements["runhistd"]
 
 
+@pytest.mark.long
 def test_both_commands_start_without_the_checkout(wheels: dict[str, Path], tmp_path: Path) -> None:
     commands = install(sys.executable, tmp_path / "venv", *wheels.values())
     (own,) = (tmp_path / "venv").glob("lib/python*/site-packages")
@@ -122,6 +123,7 @@ def test_both_commands_start_without_the_checkout(wheels: dict[str, Path], tmp_p
     assert Path(shown).is_relative_to(own)
 
 
+@pytest.mark.long
 def test_the_clients_wheel_alone_works_on_python_39(wheels: dict[str, Path], tmp_path: Path) -> None:
     commands = install(real_python_39(), tmp_path / "venv", wheels["runhist"])
     assert output_of(commands / "runhist", "--version", cwd=tmp_path) == f"runhist {runhist.__version__}\n"

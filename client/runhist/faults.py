@@ -12,6 +12,7 @@ import logging
 from collections import deque
 from typing import Deque, Optional, Set, Tuple
 
+from .encoding import plain_text
 from .protocol.errors import Refusal, StaleEpoch
 
 logger = logging.getLogger("runhist")
@@ -37,7 +38,7 @@ class Journal:
                 level, text = self._waiting.popleft()
             except IndexError:  # another thread was faster
                 return
-            logger.log(level, "%s", text)
+            logger.log(level, "%s", plain_text(text))  # a handler that writes UTF-8 could not write all that a run holds
 
 
 class Faults:

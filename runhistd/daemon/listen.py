@@ -6,8 +6,7 @@ listens at the path is certain: whoever holds the state directory's lock is the 
 
 `/run/user/UID` goes when the user logs out and comes back empty, and cleaners remove what they think is old. So every two
 seconds a task looks whether what is at each path still is ours. Watching the directories was tried instead and is worse:
-the watching thread wakes once a second too, is blind while a directory is away, makes every stop a second longer, and
-beside the database it wakes at every commit.
+a watch is blind while a directory is away, and beside the database it wakes at every commit.
 
 A socket that a service manager passed is its own: it made the path, and it alone may remove it.
 """

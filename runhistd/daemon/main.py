@@ -11,6 +11,7 @@ import functools
 import logging
 import socket
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import trio
 
@@ -19,6 +20,7 @@ from runhistd.config import Config
 from runhistd.store.database import StorageFault, open_reader, read_history
 from runhistd.store.log import Batch, EventLog
 
+from . import watching
 from .commit import Committer, now_us
 from .follow import Tail
 from .handlers import Service
@@ -26,7 +28,7 @@ from .instance import Instance
 from .listen import Endpoint, all_accepted, open_listeners
 from .liveness import Liveness, descriptors_to_spare
 from .notify import Notifier
-from .reload import Reload
+from .reload import Reload, directories_of
 from .server import Connection, peer_of, refuse_stranger
 
 logger = logging.getLogger("runhistd.main")
@@ -165,7 +167,7 @@ async def serve_endpoints(
         committing.start_soon(commit, service)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(watch_processes, service, endpoints)
-            nursery.start_soon(service.reload.watch)
+            nursery.start_soon(watch_files, service)
             nursery.start_soon(service.spools.run)
             nursery.start_soon(service.sweeper.run)
             nursery.start_soon(service.collector.run)
@@ -249,3 +251,17 @@ async def serve_connection(service: Service, connection: Connection) -> None:
 async def watch_processes(service: Service, endpoints: Sequence[Endpoint]) -> None:
     """Declare the runs of those orphaned who die from now on."""
     await service.liveness.run(service.committer.submit, functools.partial(all_accepted, endpoints))
+
+
+async def watch_files(service: Service) -> None:
+    """Look again at the settings and the spool when their directories change."""
+
+    def directories() -> set[Path]:
+        service.spools.directory.mkdir(mode=0o700, exist_ok=True)
+        return {*directories_of(service.reload.path), service.spools.directory}
+
+    def changed() -> None:
+        service.reload.look()
+        service.spools.wake()
+
+    await watching.watch(directories, changed)

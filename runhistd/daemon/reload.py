@@ -5,21 +5,16 @@ service's configuration in one step, without touching a connection; an invalid o
 `GetStatus` until the file is mended. What is decided when a connection begins keeps its value for those that are open,
 and the log says so.
 
-The directory is watched and not the file, because editors rename a new file over the old one; where the directory does
-not exist yet, the nearest one above it is watched. One thread watches, and wakes once a second at most. What it may miss
-(a directory made before it is watched, a file system that tells nothing) is found by looking every few seconds.
+Where the file's directory does not exist yet, the nearest one above it is watched.
 """
 
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import attrs
-import trio
-import watchfiles
 
 from runhistd import config
 from runhistd.config import Config
@@ -29,8 +24,6 @@ from . import log
 
 logger = logging.getLogger("runhistd.reload")
 
-STEP_MS = 1000  # between two looks of the watching thread: an idle daemon wakes that often
-LOOK_AGAIN_MS = 5000
 # What an open connection, or a grace that runs already, keeps.
 LATER = {
     "limits.frame_bytes": "open connections keep theirs",
@@ -82,17 +75,6 @@ class Reload:
                 fields["but"] = LATER[key]
             logger.info("a setting was changed", extra={"fields": fields})
 
-    async def watch(self) -> None:
-        """Look again whenever the file may have changed, until cancelled; then the thread ends within STEP_MS."""
-        stop = threading.Event()
-        token = trio.lowlevel.current_trio_token()
-        thread = threading.Thread(target=watch_file, args=(self.path, stop, lambda: token.run_sync_soon(self.look)))
-        thread.start()
-        try:
-            await trio.sleep_forever()
-        finally:
-            stop.set()  # nobody waits: the interpreter does at its end, when the directory has been given up
-
 
 def different_keys(old: Config, new: Config) -> list[str]:
     """The dotted keys whose values differ."""
@@ -100,40 +82,7 @@ def different_keys(old: Config, new: Config) -> list[str]:
     return [config.dotted(name) for name in names]
 
 
-def watch_file(path: Path, stop: threading.Event, changed: Callable[[], None]) -> None:
-    """Call `changed` when the file may have changed, until `stop`. Runs in a thread of its own."""
-    while not stop.is_set():
-        watched = directories_of(path)
-        try:
-            for _ in watchfiles.watch(
-                *watched,
-                watch_filter=None,
-                step=STEP_MS,
-                debounce=STEP_MS,
-                rust_timeout=LOOK_AGAIN_MS,
-                yield_on_timeout=True,
-                recursive=False,
-                stop_event=stop,
-                raise_interrupt=False,
-            ):
-                _tell(stop, changed)
-                if directories_of(path) != watched:
-                    break
-        except OSError as error:  # one of them is gone again, or the system has no watches to give
-            logger.warning("cannot watch the settings", extra={"fields": {"error": error}})
-            stop.wait(LOOK_AGAIN_MS / 1000)
-            _tell(stop, changed)
-
-
-def _tell(stop: threading.Event, changed: Callable[[], None]) -> None:
-    if not stop.is_set():
-        try:
-            changed()
-        except trio.RunFinishedError:
-            stop.set()
-
-
-def directories_of(path: Path) -> list[Path]:
+def directories_of(path: Path) -> set[Path]:
     """What to watch for a file: its directory, also the one that a link leads to, or the nearest ones above that exist."""
     found = set()
     for place in (path.absolute(), path.resolve()):
@@ -141,4 +90,4 @@ def directories_of(path: Path) -> list[Path]:
         while not directory.is_dir():
             directory = directory.parent
         found.add(directory)
-    return sorted(found)
+    return found

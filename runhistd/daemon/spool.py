@@ -9,7 +9,7 @@ What is refused for good is kept: an event that cannot be stored leaves a note i
 quarantine, whole. Where all that follows would be refused too (another process owns the run, it was deleted, the file is
 damaged or meant for another history) the rest of the file is left unread. One bad file costs only itself.
 
-A change of the directory only says "look again", and every LOOK_AGAIN_MS it is looked at anyway: that a writer died
+A change of the directory only says "look again", and every few seconds it is looked at anyway: that a writer died
 changes no file.
 """
 
@@ -19,7 +19,6 @@ import errno
 import itertools
 import logging
 import os
-import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -27,7 +26,6 @@ from uuid import UUID
 
 import msgspec
 import trio
-import watchfiles
 from msgspec import Raw
 
 from runhist.paths import SOCKET_NAME, runtime_dir, state_dir
@@ -53,8 +51,6 @@ from .processes import Evidence, Processes
 
 logger = logging.getLogger("runhistd.spool")
 
-STEP_MS = 1000  # between two looks of the watching thread
-LOOK_AGAIN_MS = 5000
 PART_REQUESTS = 32  # queued at once
 PART_BYTES = 1024 * 1024
 UNBEGUN_S = 60.0  # how old an open file without a header must be, for its writer to be taken for dead
@@ -225,25 +221,16 @@ class Spools:
                 raise Unstorable("its lease_key is no UUID") from error
         return append
 
-    # --- the watch ---
-
     def wake(self) -> None:
         """Something may have changed."""
         self._woken.set()
 
     async def run(self) -> None:
         """Empty whenever something has changed, until cancelled."""
-        stop = threading.Event()
-        token = trio.lowlevel.current_trio_token()
-        thread = threading.Thread(target=watch, args=(self.directory, stop, lambda: token.run_sync_soon(self.wake)))
-        thread.start()
-        try:
-            while True:
-                await self._woken.wait()
-                self._woken = trio.Event()
-                await self.drain()
-        finally:
-            stop.set()
+        while True:
+            await self._woken.wait()
+            self._woken = trio.Event()
+            await self.drain()
 
 
 class _File:
@@ -337,29 +324,3 @@ def describe(refusal: Refusal) -> str:
     """A refusal in a line."""
     members = ", ".join(f"{name} {value!r}" for name, value in refusal.parameters.items())
     return f"{type(refusal).__name__}: {members}" if members else type(refusal).__name__
-
-
-def watch(directory: Path, stop: threading.Event, changed: Callable[[], None]) -> None:
-    """Call `changed` when the directory may have changed, until `stop`. Runs in a thread of its own."""
-    while not stop.is_set():
-        try:
-            directory.mkdir(mode=0o700, exist_ok=True)
-            for _ in watchfiles.watch(
-                directory,
-                watch_filter=None,
-                step=STEP_MS,
-                debounce=STEP_MS,
-                rust_timeout=LOOK_AGAIN_MS,
-                yield_on_timeout=True,
-                recursive=False,
-                stop_event=stop,
-                raise_interrupt=False,
-            ):
-                if stop.is_set():
-                    return
-                changed()
-        except trio.RunFinishedError:
-            return
-        except OSError as error:
-            logger.warning("cannot watch the spool", extra={"fields": {"error": error}})
-            stop.wait(LOOK_AGAIN_MS / 1000)

@@ -7,6 +7,7 @@ import pytest
 from tests.bench import placement
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("place", placement.PLACES)
 def test_each_place_commits(place: str) -> None:
     rate, worst_ms = placement.measure(place, 1, None, 0.2)

@@ -10,6 +10,7 @@ import pytest
 from tests.bench import soak
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="what a process takes is read in /proc")
 def test_nothing_grows_while_all_is_appended_followed_deleted_and_collected(capsys: pytest.CaptureFixture[str]) -> None:
     status = soak.main(["--minutes", "0.1"])

@@ -334,10 +334,13 @@ def test_a_run_begins_without_what_is_not_json(
     assert run.faults == 1 and "metadata.a" in caplog.text
 
 
-def test_a_run_id_that_is_no_text_cannot_be_recorded(small: SmallHistory, history: runhist.History) -> None:
+def test_a_run_id_that_is_no_text_cannot_be_recorded(
+    small: SmallHistory, history: runhist.History, caplog: pytest.LogCaptureFixture
+) -> None:
     run = history.begin_run(run_id="r\udc80")
     run.append("x")
     assert run.faults == 2 and small.calls == []
+    assert "r\ufffd" in caplog.text and caplog.text.encode("utf-8")  # any handler can write it
     with pytest.raises(Refusal, match=r"run\.run_id"):
         run.flush()
 

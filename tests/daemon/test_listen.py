@@ -6,7 +6,8 @@ import contextlib
 import os
 import socket
 import stat
-from collections.abc import AsyncIterator, Sequence
+import tempfile
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,10 @@ from runhistd.daemon import listen
 
 
 @pytest.fixture
-def runtime(tmp_path: Path) -> Path:
-    return tmp_path / "run"
+def runtime() -> Iterator[Path]:
+    """A directory whose sockets' paths are short enough, wherever pytest has its own."""
+    with tempfile.TemporaryDirectory(prefix="rh") as directory:
+        yield Path(directory) / "run"
 
 
 async def greet(stream: trio.SocketStream) -> None:

@@ -160,14 +160,14 @@ def test_a_pid_that_was_given_again_is_another_process() -> None:
     if os.geteuid() != 0:
         pytest.skip("only root may make a pid namespace")
     code = """
-        import os, sys
+        import os, signal, sys
         from pathlib import Path
         from runhistd.daemon.processes import Processes
         def fork():
             pid = os.fork()
             if pid == 0:
-                sys.stdin.read()
-                os._exit(0)
+                while True:
+                    signal.pause()
             return pid
         known, pid = Processes(), fork()
         process = known.find(pid)

@@ -84,6 +84,7 @@ def test_a_power_cut_at_any_point_loses_no_acknowledged_event_and_doubles_none(t
     assert len(lost) >= CHECKED and not any(lost)
 
 
+@pytest.mark.long
 def test_the_simulation_sees_what_a_weaker_setting_loses(tmp_path: Path) -> None:
     (tmp_path / "work").mkdir()
     workload = Workload(tmp_path / "work", lambda log: log._connection.execute("PRAGMA synchronous = NORMAL"))
