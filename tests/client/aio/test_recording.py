@@ -234,30 +234,44 @@ def test_a_cancelled_block_is_stored_as_cancelled(small: SmallHistory, go: Go) -
     assert small.types() == ["before", "run.cancelled"]
 
 
+def test_a_cancelled_block_is_stored_when_it_is_left_though_its_history_goes_on(small: SmallHistory, go: Go) -> None:
+    async def main() -> None:
+        async with aio.connect(deadline=LONG) as history:
+            with anyio.CancelScope() as scope:
+                async with history.begin_run() as run:
+                    scope.cancel()
+                    await anyio.sleep_forever()
+            assert small.types() == ["run.cancelled"] and run.faults == 0
+
+    go(main)
+
+
 def test_a_task_that_asyncio_cancels_twice_is_stored_as_cancelled(small: SmallHistory) -> None:
-    async def engine() -> None:
-        async with aio.connect(deadline=LONG) as history, history.begin_run() as run:
+    async def engine(run: aio.Run) -> None:
+        async with run:
             run.append("before")
             await asyncio.sleep(LONG)
 
     async def main() -> None:
-        task = asyncio.ensure_future(engine())
-        await wait_for(small, lambda: small.types() == ["before"])
+        async with aio.connect(deadline=LONG) as history:
+            run = await history.begin_run()
+            task = asyncio.create_task(engine(run))
+            await wait_for(small, lambda: small.types() == ["before"])
+            loop = asyncio.get_running_loop()
 
-        def before(method: str, parameters: dict[str, Any]) -> None:
-            asyncio.run_coroutine_threadsafe(cancel_again(), loop).result(LONG)
+            async def cancel() -> None:
+                task.cancel()
 
-        async def cancel_again() -> None:
+            def before(method: str, parameters: dict[str, Any]) -> None:
+                asyncio.run_coroutine_threadsafe(cancel(), loop).result(LONG)
+
+            small.before = before
             task.cancel()
-
-        loop = asyncio.get_running_loop()
-        small.before = before
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert small.types() == ["before", "run.cancelled"] and run.faults == 0
 
     asyncio.run(main())
-    assert small.types() == ["before", "run.cancelled"]
 
 
 def test_a_cancelled_block_waits_no_longer_than_the_deadline_and_counts_what_it_left(small: SmallHistory, go: Go) -> None:
