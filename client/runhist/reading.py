@@ -21,7 +21,7 @@ READ_TIMEOUT_S = 30.0
 PAGE = 100
 FIRST_PAUSE_S = 0.05
 LONGEST_PAUSE_S = 2.0
-_LASTING = frozenset({"not_permitted", "not_a_history", "path_too_long"})  # reasons that waiting does not mend
+LASTING = frozenset({"not_permitted", "not_a_history", "path_too_long"})  # reasons that waiting does not mend
 
 
 class Reader:
@@ -117,7 +117,7 @@ class RunReader:
         """
         if self._reader.off:
             return iter(())
-        filters = {**self._name(), **present(types=_as_list(types), kinds=_as_list(kinds))}
+        filters = {**self._name(), **present(types=as_list(types), kinds=as_list(kinds))}
         if from_checkpoint:
             after_seq = max(after_seq, (self.get().checkpoint_seq or 1) - 1)
         return self._follow(filters, after_seq) if follow else self._stored(filters, after_seq)
@@ -137,7 +137,6 @@ class RunReader:
             yield from self._stored(filters, after_seq)
             return
         # The filter is applied here, because the run's end must be seen although the filter may leave it out.
-        types, kinds = filters.get("types"), filters.get("kinds")
         run = {"namespace": self.namespace or "default", "run_id": self.run_id}
         with Follower(self._reader, Cursor(None, self._position(after_seq)), run) as follower:
             for event in follower:
@@ -145,8 +144,7 @@ class RunReader:
                     self.get()  # NoSuchRun, unless an older run of this name is meant
                     yield event
                     continue
-                wanted = (types is None or event.type in types) and (kinds is None or event.kind in kinds)
-                if wanted and event.seq > after_seq:
+                if is_wanted(event, filters, after_seq):
                     yield event
                 if event.kind in TERMINAL_KINDS:
                     return
@@ -177,18 +175,18 @@ class Follower(Iterator[Union[Event, Gap]]):
     def __init__(
         self, reader: Reader, cursor: Optional[Cursor], filters: Mapping[str, Any], tail: Optional[int] = None
     ) -> None:
-        self.cursor = cursor
-        self._filters = filters
-        self._tail = tail
+        self._place = Place(cursor, filters, tail)
         self._reader = reader
-        self._failures = 0
         self._connection: Optional[Connection] = None
         self._replies: Iterator[Dict[str, Any]] = iter(())
-        self._items: Iterator[Union[Event, Gap]] = iter(())
-        self._next_cursor = cursor
         self.closed = reader.off
         if not self.closed:
             self._connect()
+
+    @property
+    def cursor(self) -> Optional[Cursor]:
+        """Up to where it has looked; None before it was connected."""
+        return self._place.cursor
 
     def __enter__(self) -> Follower:
         return self
@@ -204,17 +202,15 @@ class Follower(Iterator[Union[Event, Gap]]):
 
     def __next__(self) -> Union[Event, Gap]:
         while not self.closed:
-            for item in self._items:
-                if isinstance(item, Event):  # a gap may reach beyond events that are still to come
-                    self.cursor = Cursor(self._next_cursor and self._next_cursor.instance_id, item.position)
+            item = self._place.next_item()
+            if item is not None:
                 return item
-            self.cursor = self._next_cursor
             try:
                 self._read()
             except ShuttingDown:
                 self._pause()
             except Unreachable as error:
-                if error.reason in _LASTING:
+                if error.reason in LASTING:
                     raise
                 self._pause()
         raise StopIteration
@@ -224,27 +220,74 @@ class Follower(Iterator[Union[Event, Gap]]):
         if self._connection is None or self._connection.closed:
             self._connect()
         for reply in self._replies:
-            self._failures = 0
-            self._tail = None
-            self._next_cursor = Cursor(reply["cursor"].get("instance_id"), reply["cursor"]["position"])
-            self._items = _items(reply["items"])
+            self._place.take(reply)
             return
         self._connection = None  # a stream that ends without an error; begin it again
 
     def _connect(self) -> None:
         connection = self._connection = self._reader.connect()
-        if self.cursor is None and self._tail is None:
-            # "From now" must mean this moment even if the first event comes after a lost connection.
-            now = connection.call("GetStatus", {}, timeout=READ_TIMEOUT_S)
-            self.cursor = self._next_cursor = Cursor(now["instance_id"], now["position"])
-        cursor = None if self.cursor is None else present(**self.cursor._asdict())
-        self._replies = connection.stream("Follow", {**self._filters, **present(cursor=cursor, tail=self._tail)})
+        if self._place.is_now:
+            self._place.begin(connection.call("GetStatus", {}, timeout=READ_TIMEOUT_S))
+        self._replies = connection.stream("Follow", self._place.request())
 
     def _pause(self) -> None:
         if self._connection is not None:
             self._connection.close()
-        time.sleep(min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** min(self._failures, 10)) * random.uniform(0.5, 1.0))
+        time.sleep(self._place.pause())
+
+
+class Place:
+    """Where a follower is, and what it has still to give out; it knows no connection."""
+
+    def __init__(self, cursor: Optional[Cursor], filters: Mapping[str, Any], tail: Optional[int]) -> None:
+        self.cursor = cursor
+        self._filters = filters
+        self._tail = tail
+        self._failures = 0
+        self._items: Iterator[Union[Event, Gap]] = iter(())
+        self._next_cursor = cursor
+
+    @property
+    def is_now(self) -> bool:
+        """Whether it is at "from now", and does not know yet where that is."""
+        return self.cursor is None and self._tail is None
+
+    def begin(self, status: Mapping[str, Any]) -> None:
+        """Be at the head that GetStatus told: "now" is this moment, even if the first event comes after a lost connection."""
+        self.cursor = self._next_cursor = Cursor(status["instance_id"], status["position"])
+
+    def request(self) -> Dict[str, Any]:
+        """What to Follow from here."""
+        cursor = None if self.cursor is None else present(**self.cursor._asdict())
+        return {**self._filters, **present(cursor=cursor, tail=self._tail)}
+
+    def take(self, reply: Mapping[str, Any]) -> None:
+        """A reply has come; the items of the one before were given out."""
+        self._failures = 0
+        self._tail = None
+        self._next_cursor = Cursor(reply["cursor"].get("instance_id"), reply["cursor"]["position"])
+        self._items = _items(reply["items"])
+
+    def next_item(self) -> Union[Event, Gap, None]:
+        """The next item to give out; None where another reply is needed."""
+        for item in self._items:
+            if isinstance(item, Event):  # a gap may reach beyond events that are still to come
+                self.cursor = Cursor(self._next_cursor and self._next_cursor.instance_id, item.position)
+            return item
+        self.cursor = self._next_cursor
+        return None
+
+    def pause(self) -> float:
+        """How many seconds to wait after one more failure."""
+        longest: float = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** min(self._failures, 10))
         self._failures += 1
+        return longest * random.uniform(0.5, 1.0)
+
+
+def is_wanted(event: Event, filters: Mapping[str, Any], after_seq: int) -> bool:
+    """Whether a run's event is behind `after_seq` and matches the filters' types and kinds."""
+    types, kinds = filters.get("types"), filters.get("kinds")
+    return (types is None or event.type in types) and (kinds is None or event.kind in kinds) and event.seq > after_seq
 
 
 def _items(items: List[Dict[str, Any]]) -> Iterator[Union[Event, Gap]]:
@@ -261,5 +304,6 @@ def follow_from(cursor: Union[int, Cursor, None]) -> Optional[Cursor]:
     return Cursor(None, cursor) if isinstance(cursor, int) else cursor
 
 
-def _as_list(names: Optional[Sequence[str]]) -> Optional[List[str]]:
+def as_list(names: Optional[Sequence[str]]) -> Optional[List[str]]:
+    """As JSON wants it."""
     return None if names is None else list(names)
