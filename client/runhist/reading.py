@@ -253,7 +253,7 @@ class Place:
         return self.cursor is None and self._tail is None
 
     def begin(self, status: Mapping[str, Any]) -> None:
-        """Be at the head that GetStatus told: "now" is this moment, even if the first event comes after a lost connection."""
+        """Be at the head that GetStatus told: "now" is this moment, also if the first event comes much later."""
         self.cursor = self._next_cursor = Cursor(status["instance_id"], status["position"])
 
     def request(self) -> Dict[str, Any]:
