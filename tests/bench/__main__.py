@@ -1,6 +1,6 @@
 """Measure runhistd beside what people use today.
 
-    python -m tests.bench [--only PART]... [--short] [--json FILE]
+    python -m tests.bench [--only PART]... [--long] [--short] [--json FILE]
 
 Needs cc to count and to slow syncs; redis-server, PostgreSQL and the extra `bench` for those contestants, which are left
 out with the reason where they are missing. With --short, which is for CI, ends with 1 when something got slower than the
@@ -21,8 +21,9 @@ from typing import Any
 from . import goals, machine, syncs, writing
 from .contestants import NAMES, contestant
 from .measure import WORKLOADS, Place, folder
+from .parts import LONG, PARTS
 
-PARTS = ("writers", "slow")
+WRITERS = {"writers": "disk", "slow": "slow"}
 SHORT = [
     ("disk", "one", ("runhistd", "redis", "postgres", "sqlite")),
     ("slow", "one", ("runhistd", "redis", "postgres", "sqlite")),
@@ -31,20 +32,30 @@ SHORT = [
     ("disk", "flight", ("runhistd", "ceiling")),
     ("disk", "request", ("runhistd", "ceiling", "redis", "sqlite", "postgres")),
 ]
+SHORT_PARTS = {*WRITERS, "command"}
 
 
 def arguments() -> argparse.Namespace:
     """What was asked for."""
+    names = [*WRITERS, *PARTS]
     parser = argparse.ArgumentParser(
         prog="python -m tests.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", action="append", choices=PARTS, metavar="PART", help=f"one of {', '.join(PARTS)}")
+    parser.add_argument("--only", action="append", choices=names, metavar="PART", help=f"one of {', '.join(names)}")
+    parser.add_argument("--long", action="store_true", help=f"also `{LONG}`: ten million events, which take 5 GB")
     parser.add_argument("--short", action="store_true", help="the ratios that CI holds, in less than two minutes")
     parser.add_argument("--seconds", type=float, help="that count of each measurement (default: 4, short 0.7)")
     parser.add_argument("--repeats", type=int, help="of each measurement, whose median counts (default: 3, short 2)")
     parser.add_argument("--directory", type=Path, default=Path(tempfile.gettempdir()), help="on the disk to be measured")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where to write all figures")
-    return parser.parse_args()
+    args = parser.parse_args()
+    args.seconds = args.seconds or (0.7 if args.short else 4.0)
+    args.repeats = args.repeats or (2 if args.short else 3)
+    args.warm_s = 0.3 if args.short else 1.0
+    args.parts = args.only or [name for name in names if name != LONG or args.long]
+    if args.short:
+        args.parts = [name for name in args.parts if name in SHORT_PARTS]
+    return args
 
 
 def say(text: str) -> None:
@@ -60,45 +71,63 @@ def tell(doing: str) -> None:
         sys.stderr.flush()
 
 
-def print_writers(found: list[writing.Rounds]) -> None:
-    """A table for each disk and workload."""
+def introduce(place: Place, why_no_slow: str | None) -> dict[str, Any]:
+    """Say on what is measured, and who cannot take part."""
+    found: dict[str, Any] = {"machine": machine.describe(place.directory)}
+    with folder(place) as directory:
+        found["sync_ms"] = syncs.sync_s(directory) * 1000
+    found["missing"] = {contestant(name).TITLE: why for name in NAMES if (why := contestant(name).missing())}
+    if why_no_slow:
+        found["missing"]["slow syncs"] = why_no_slow
+    say(f"{found['machine']}; a sync of 4 KiB takes {found['sync_ms']:.2f} ms")
+    for title, why in found["missing"].items():
+        say(f"without {title}: {why}")
+    return found
+
+
+def measure_writers(args: argparse.Namespace, place: Place) -> list[writing.Rounds]:
+    """The contestants, a table for each disk and workload."""
+    disks = [disk for part, disk in WRITERS.items() if part in args.parts and (disk == "disk" or place.slowsync)]
+    plan = [row for row in (SHORT if args.short else writing.everything(disks)) if row[0] in disks]
+    found = writing.run(place, args.seconds, args.warm_s, args.repeats, plan, tell)
     titles = {workload.name: workload.title for workload in WORKLOADS}
     for (disk, workload), rounds in itertools.groupby(found, lambda one: (one.disk, one.workload)):
         say(f"\n{titles[workload]}{', each sync 2 ms slower' if disk == 'slow' else ''}")
         for line in writing.table(list(rounds)):
             say(line)
+    return found
+
+
+def measure_parts(args: argparse.Namespace, place: Place) -> dict[str, float]:
+    """The other parts, a line each; their figures by part and name."""
+    figures: dict[str, float] = {}
+    say("")
+    for name in args.parts:
+        if name in PARTS:
+            tell(name)
+            before_us, before_s = machine.pressure_us().get("cpu", 0), time.monotonic()
+            found = PARTS[name].run(place, args.seconds, args.repeats)
+            waited = (machine.pressure_us().get("cpu", 0) - before_us) / 1e6 / (time.monotonic() - before_s)
+            say(f"{PARTS[name].words.format(**found)}; pressure {waited:.0%}")
+            figures |= {f"{name}/{what}": figure for what, figure in found.items()}
+    return figures
 
 
 def main() -> int:
     """Measure, print, write. 1 when --short found something slower than the README says."""
     args = arguments()
-    wanted = set(args.only or PARTS)
-    seconds, warm_s = args.seconds or (0.7 if args.short else 4.0), 0.3 if args.short else 1.0
-    results: dict[str, Any] = {"machine": machine.describe(args.directory), "seconds": seconds}
-    figures: dict[str, float] = {}
-    say(results["machine"])
     with folder(Place(args.directory, None)) as directory:
-        results["sync_s"] = syncs.sync_s(directory)
-        say(f"a sync of 4 KiB takes {results['sync_s'] * 1000:.2f} ms")
-        results["missing"] = {name: why for name in NAMES if (why := contestant(name).missing())}
-        for name, why in results["missing"].items():
-            say(f"without {contestant(name).TITLE}: {why}")
-        why = syncs.missing()
-        if why:
-            say(f"without slow syncs: {why}")
-        place = Place(args.directory, None if why else syncs.build(directory))
-        disks = [disk for disk, part in zip(writing.DISKS, PARTS, strict=False) if part in wanted]
-        disks = [disk for disk in disks if disk == "disk" or not why]
-        plan = [row for row in (SHORT if args.short else writing.everything(disks)) if row[0] in disks]
-        found = writing.run(place, seconds, warm_s, args.repeats or (2 if args.short else 3), plan, tell)
-        print_writers(found)
-        figures.update(goals.of_writers(found))
-        results["writers"] = [{**one._asdict(), "rounds": [measured._asdict() for measured in one.rounds]} for one in found]
-    results["figures"] = figures
-    say("\ngoals")
+        why_no_slow = syncs.missing()
+        place = Place(args.directory, None if why_no_slow else syncs.build(directory))
+        results = introduce(place, why_no_slow)
+        found = measure_writers(args, place)
+        figures = {**goals.of_writers(found), **measure_parts(args, place)}
+    say("")
     for line in goals.table(figures):
         say(line)
     if args.json:
+        rounds = [{**one._asdict(), "rounds": [measured._asdict() for measured in one.rounds]} for one in found]
+        results |= {"seconds": args.seconds, "writers": rounds, "figures": figures}
         args.json.write_text(json.dumps(results, indent=1) + "\n")
     slower = goals.fallen(figures, goals.stated()) if args.short else []
     for line in slower:

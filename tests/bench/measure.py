@@ -14,18 +14,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 from . import machine, syncs
 from .client import Schedule, Tally
-from .contestants import Contestant, Server, contestant, runhistd
+from .contestants import Server, contestant, runhistd
 
 ROOT = Path(__file__).parent.parent.parent
 WARM_S = 1.0
-READY_S = 120.0
 
 
 class Workload(NamedTuple):
@@ -86,54 +85,73 @@ def folder(place: Place) -> Iterator[Path]:
         shutil.rmtree(made, ignore_errors=True)
 
 
+class Arena(NamedTuple):
+    """A contestant that was started: its folder, the environment of its clients, its server, and what is synced."""
+
+    name: str
+    directory: Path
+    env: dict[str, str]
+    server: Server | None
+    counted: syncs.Syncs
+
+
 @contextmanager
-def started(one: Contestant, place: Place) -> Iterator[tuple[Path, dict[str, str], Server | None, syncs.Syncs]]:
-    """The contestant's folder, the environment of its clients, its server, and what is synced."""
+def started(name: str, place: Place, prepare: Callable[[Path], None] = lambda directory: None) -> Iterator[Arena]:
+    """Start the contestant of that name in a new folder, after `prepare` has put into it what shall be there before."""
+    one = contestant(name)
     with folder(place) as outside:
         directory = outside / "it"
         directory.mkdir(mode=0o755)
+        prepare(directory)
         counted = syncs.Syncs(place.slowsync, outside, place.slower_us)
         env = {**os.environ, **counted.env, "PYTHONPATH": str(ROOT)}
         server = one.start(directory, env)
         try:
-            yield directory, runhistd.settings(directory, env), server, counted
+            yield Arena(name, directory, runhistd.settings(directory, env), server, counted)
         finally:
             if server is not None:
                 server.stop()
 
 
 def measure(name: str, workload: Workload, place: Place, seconds: float, warm_s: float = WARM_S) -> Measured:
-    """Let the contestant of that name do this once. What a client raises is in the error."""
-    one = contestant(name)
-    with started(one, place) as (directory, env, server, counted):
-        processes = 1 if one.WITHIN_ONE else workload.processes
-        command = [sys.executable, "-m", "tests.bench.client", name, workload.kind, str(directory)]
-        clients = [_client([*command, str(i)], env) for i in range(processes)]
-        try:
-            for client in clients:
-                _read_line(client)
-            now_s = time.monotonic() + 0.05
-            schedule = Schedule(now_s, now_s + warm_s, now_s + warm_s + seconds)
-            for client in clients:
-                client.stdin.write(json.dumps(schedule) + "\n")
-                client.stdin.flush()
-            before = _look(schedule.count_from_s, server, counted)
-            after = _look(schedule.end_s, server, counted)
-            tallies = [Tally(*json.loads(_read_line(client))) for client in clients]
-            rss = None if server is None else machine.rss_bytes(server.pid)
-        finally:
-            for client in clients:
-                client.kill()
-                client.communicate()
+    """Let the contestant of that name do this once, from nothing. What a client raises is in the error."""
+    with started(name, place) as arena:
+        return compete(arena, workload, seconds, warm_s)
+
+
+def compete(arena: Arena, workload: Workload, seconds: float, warm_s: float = WARM_S) -> Measured:
+    """Let clients do this in an arena, and return what it took."""
+    server = arena.server
+    processes = 1 if contestant(arena.name).WITHIN_ONE else workload.processes
+    command = [sys.executable, "-m", "tests.bench.client", arena.name, workload.kind, str(arena.directory)]
+    clients = [child([*command, str(i)], arena.env) for i in range(processes)]
+    try:
+        for client in clients:
+            read_line(client)
+        now_s = time.monotonic() + 0.05
+        schedule = Schedule(now_s, now_s + warm_s, now_s + warm_s + seconds)
+        for client in clients:
+            client.stdin.write(json.dumps(schedule) + "\n")
+            client.stdin.flush()
+        before = _look(schedule.count_from_s, server, arena.counted)
+        after = _look(schedule.end_s, server, arena.counted)
+        tallies = [Tally(*json.loads(read_line(client))) for client in clients]
+        rss = None if server is None else machine.rss_bytes(server.pid)
+    finally:
+        for client in clients:
+            client.kill()
+            client.communicate()
     return _sum_up(tallies, before, after, rss, seconds)
 
 
-def _client(command: Sequence[str], env: dict[str, str]) -> subprocess.Popen[str]:
+def child(command: Sequence[str], env: Mapping[str, str]) -> subprocess.Popen[str]:
+    """A process of ours, which is written to and read from in lines."""
     pipe = subprocess.PIPE
     return subprocess.Popen(command, env=env, stdin=pipe, stdout=pipe, text=True, cwd=ROOT)
 
 
-def _read_line(client: subprocess.Popen[str]) -> str:
+def read_line(client: subprocess.Popen[str]) -> str:
+    """The next line that it prints. RuntimeError: it ended."""
     line = client.stdout.readline()
     if not line:
         raise RuntimeError(f"a client ended with {client.wait()}")

@@ -39,11 +39,10 @@ def test_each_contestant_records_in_each_way_that_it_can(name: str, kind: str) -
 
 
 def test_what_clients_say_is_on_the_disk() -> None:
-    sqlite = contestant("sqlite")
-    with measure.started(sqlite, HERE) as (directory, _, _, _):
-        one = sqlite.connect(directory, 0)
+    with measure.started("sqlite", HERE) as arena:
+        one = contestant("sqlite").connect(arena.directory, 0)
         said = one.one() + one.request()
-        with sqlite3.connect(directory / "events.db") as connection:
+        with sqlite3.connect(arena.directory / "events.db") as connection:
             assert connection.execute("SELECT count(*) FROM events").fetchone() == (said,) == (1 + REQUEST_EVENTS,)
         connection.close()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from uuid import uuid4
 
 import runhist
 
@@ -32,7 +33,7 @@ class Recorder:
 
     def __init__(self, directory: Path, index: int) -> None:
         history = runhist.connect(require=True)
-        self._run = history.begin_run(run_id=f"run-{index}", agent_id=f"agent-{index}")
+        self._run = history.begin_run(run_id=str(uuid4()), agent_id=f"agent-{index}")
         self._i = 0
         self._run.flush()
 

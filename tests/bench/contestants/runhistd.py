@@ -53,20 +53,24 @@ class History:
         """End the connection."""
         self.socket.close()
 
-    def send(self, method: str, **parameters: Any) -> None:
-        """Send a call."""
-        call = {"method": f"{INTERFACE}.{method}", "parameters": parameters}
+    def send(self, method: str, parameters: Mapping[str, Any], *, more: bool = False) -> None:
+        """Send a call; with `more` it has many replies."""
+        call = {"method": f"{INTERFACE}.{method}", "parameters": parameters, "more": more}
         self.socket.sendall(json.dumps(call).encode() + b"\0")
 
-    def receive(self) -> dict[str, Any]:
-        """The next reply's parameters."""
+    def receive_raw(self) -> bytes:
+        """The next reply as it came."""
         while b"\0" not in self._received:
             more = self.socket.recv(65536)
             if not more:
                 raise ConnectionResetError("runhistd closed the connection")
             self._received += more
         frame, _, self._received = self._received.partition(b"\0")
-        reply: dict[str, Any] = json.loads(frame)
+        return frame
+
+    def receive(self) -> dict[str, Any]:
+        """The next reply's parameters."""
+        reply: dict[str, Any] = json.loads(self.receive_raw())
         if "error" in reply:
             raise RuntimeError(reply)
         parameters: dict[str, Any] = reply["parameters"]
@@ -74,8 +78,13 @@ class History:
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         """Send a call and return its reply's parameters."""
-        self.send(method, **parameters)
+        self.send(method, parameters)
         return self.receive()
+
+    def call_raw(self, method: str, parameters: Mapping[str, Any]) -> bytes:
+        """Send a call and return its reply as it came."""
+        self.send(method, parameters)
+        return self.receive_raw()
 
 
 class Writer:
@@ -85,7 +94,7 @@ class Writer:
 
     def __init__(self, directory: Path, index: int) -> None:
         self._history = History(directory)
-        self._run_id, self._writer = f"run-{index}", str(uuid4())
+        self._run_id, self._writer = str(uuid4()), str(uuid4())
         spec = {"run_id": self._run_id, "agent_id": f"agent-{index}"}
         self._epoch = self._history.call("BeginRun", run=spec, lease_key=str(uuid4()))["epoch"]
         self._n = 0
