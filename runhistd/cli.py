@@ -161,14 +161,17 @@ def serve_directory(state_dir: Path, file: Path, settings: Config, *, required: 
     from runhistd.daemon.listen import ListenFault
     from runhistd.daemon.notify import Notifier
     from runhistd.daemon.reload import Reload
-    from runhistd.store.database import DamagedDatabase, NewerSchema, StorageFault
+    from runhistd.store.database import NewerSchema, StorageFault
 
     status = 0
     try:
         notifier, passed = Notifier.take(), activation.take_passed()
-        with Instance.take(state_dir) as instance:
-            signals.run(instance, Reload(file, settings, required=required), notifier, passed)
-    except* (InstanceFault, ListenFault, NewerSchema, DamagedDatabase, StorageFault) as faults:
+        serve_anew = True
+        while serve_anew:
+            with Instance.take(state_dir) as instance:
+                signals.run(instance, Reload(file, settings, required=required), notifier, passed)
+            serve_anew = instance.replaced
+    except* (InstanceFault, ListenFault, NewerSchema, StorageFault) as faults:
         for fault in leaves(faults):
             status = complain(str(fault), 1)
     return status

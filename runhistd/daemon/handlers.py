@@ -23,7 +23,7 @@ from runhist.identity import user_of
 from runhist.protocol import INTERFACE, SERVICE, interface_text
 from runhistd.config import Config
 from runhistd.model.decide import Append
-from runhistd.model.errors import InvalidParameter, NoSuchRun, PositionExpired, Refusal, ShuttingDown
+from runhistd.model.errors import Damaged, InvalidParameter, NoSuchRun, PositionExpired, Refusal, ShuttingDown
 from runhistd.model.events import KINDS, MAX_COUNT, STATUSES
 from runhistd.model.holder import Holder
 from runhistd.model.ids import check_name
@@ -31,9 +31,9 @@ from runhistd.model.lease import Begin, Claim, Release
 from runhistd.model.publish import Publish
 from runhistd.model.removal import Delete, Pin
 from runhistd.model.retention import Decision, Policy
-from runhistd.model.views import EventFilter, Retained, RunFilter
+from runhistd.model.views import EventFilter, Retained, RunFilter, StatusCount, Trouble
 from runhistd.store import blobs, reader
-from runhistd.store.database import SCHEMA_VERSION, Reader
+from runhistd.store.database import SCHEMA_VERSION, DamagedDatabase, Reader, telling_damage
 from runhistd.store.log import Request
 
 from . import calls
@@ -54,8 +54,11 @@ LIST_LIMIT = 50
 MAX_LIST_LIMIT = 1000
 MAX_SHOWN_BYTES = INBOX_BYTES // 2
 HEARTBEAT_S = 3600.0  # of followers that asked for none: the cursor of a quiet filter still moves
+LOW_SPACE_BYTES = 500_000_000  # below this, status warns
 SPOOLED_BYTES = 32 * 1024  # of one spooled request in the queue: a part of at most 1 MiB is 32 of them
 FEATURES = ["publish"]
+RECOVER = "runhistd recover"
+ANSWERED_WHEN_DAMAGED = {f"{SERVICE}.GetInfo", f"{SERVICE}.GetInterfaceDescription", f"{INTERFACE}.GetStatus"}
 T = TypeVar("T")
 
 _views = cattrs.Converter()
@@ -91,6 +94,8 @@ class Service:
         self.connections: set[Connection] = set()
         self.sockets: list[str] = []
         self.state = "recording"
+        self.damage: DamagedDatabase | None = None
+        self._damaged = trio.Event()
         self.large_frame = trio.Lock()
         self.stopping = trio.Event()
         self.started_us = now_us()
@@ -130,6 +135,7 @@ class Service:
         if make_request is None:
             return False
         self._refuse_when_stopping()
+        self._refuse_when_damaged(call.method)
         request = make_request(self, connection.peer, call.parameters)
         if call.size > self.config.inline_limit:
             request = await self._keep_large(request)
@@ -153,6 +159,7 @@ class Service:
             return
         cls, handle = found
         self._refuse_when_stopping()
+        self._refuse_when_damaged(call.method)
         asked = calls.structure(call.parameters, cls)
         if method in STREAMS and call.more:
             await STREAMS[method](self, connection, asked)
@@ -161,17 +168,37 @@ class Service:
         else:
             reply.frame = connection.machine.send_reply(await handle(self, connection.peer, asked))
 
+    def note_damage(self, damage: DamagedDatabase) -> None:
+        """The database was seen to be damaged; whoever waits for that hears of it."""
+        self.damage = self.damage or damage
+        self._damaged.set()
+
+    async def wait_damage(self) -> None:
+        """Raise DamagedDatabase when somebody has read what cannot be."""
+        await self._damaged.wait()
+        assert self.damage is not None
+        raise self.damage
+
+    def _refuse_when_damaged(self, method: str) -> None:
+        if self.damage is not None and method not in ANSWERED_WHEN_DAMAGED:
+            raise Damaged(RECOVER)
+
     async def read(self, function: Callable[..., T], *arguments: Any, **options: Any) -> T:
         """Call a function of the reader with a connection of its own, in a thread."""
 
         def call() -> T:
             connection = self._readers.pop() if self._readers else reader.open_reader(self.instance.database)
             try:
-                return function(connection, *arguments, **options)
+                with telling_damage():
+                    return function(connection, *arguments, **options)
             finally:
                 self._readers.append(connection)
 
-        return await trio.to_thread.run_sync(call, limiter=self._reading)
+        try:
+            return await trio.to_thread.run_sync(call, limiter=self._reading)
+        except DamagedDatabase as damage:
+            self.note_damage(damage)
+            raise Damaged(RECOVER) from damage
 
     async def _garbage(self, policy: Policy, at_us: int, trust_clock: bool) -> list[Decision]:
         return await self.read(reader.garbage, policy, at_us, trust_clock=trust_clock)
@@ -192,6 +219,15 @@ class Service:
     def _refuse_when_stopping(self) -> None:
         if self.stopping.is_set():
             raise ShuttingDown
+
+
+def status_of(service: Service) -> str:
+    """What an operator sees at a glance, on one line."""
+    faulty = "; the settings file is not usable" if service.reload.faults else ""
+    return (
+        f"{service.state} in {service.instance.database}, position {service.tail.position}, "
+        f"{len(service.connections)} connections{faulty}"
+    )
 
 
 def append_request(service: Service, peer: Peer, parameters: Raw) -> Append:
@@ -373,8 +409,11 @@ async def get_events(service: Service, peer: Peer, call: calls.GetEvents) -> Any
 
 async def get_status(service: Service, peer: Peer, call: calls.GetStatus) -> Any:
     database = service.instance.database
-    counts = await service.read(reader.count_statuses, peer.uid)
-    blob_count, blob_bytes = await service.read(blobs.totals)
+    counts: list[StatusCount] = []
+    blob_count = blob_bytes = 0
+    if service.damage is None:
+        counts = await service.read(reader.count_statuses, peer.uid)
+        blob_count, blob_bytes = await service.read(blobs.totals)
     wal = database.with_name(f"{database.name}-wal")
     sorted_us = sorted(service.committer.latencies_us) or [0]
     return _views.unstructure(
@@ -386,8 +425,9 @@ async def get_status(service: Service, peer: Peer, call: calls.GetStatus) -> Any
             "instance_id": service.instance_id,
             "position": service.tail.position,
             "database": str(database),
-            "database_bytes": database.stat().st_size,
+            "database_bytes": database.stat().st_size if database.exists() else 0,
             "wal_bytes": wal.stat().st_size if wal.exists() else 0,
+            "troubles": troubles_of(service),
             "free_bytes": shutil.disk_usage(database.parent).free,
             "sockets": service.sockets,
             "connections": len(service.connections),
@@ -407,6 +447,22 @@ async def get_status(service: Service, peer: Peer, call: calls.GetStatus) -> Any
             },
         }
     )
+
+
+def troubles_of(service: Service) -> list[Trouble]:
+    """What somebody must see to, with what to type."""
+    free_bytes = shutil.disk_usage(service.instance.state_dir).free
+    found = []
+    if service.damage is not None:
+        what = f"the database is damaged ({service.damage}); it is closed and kept as it is, and nothing is recorded"
+        found.append(Trouble(what, RECOVER))
+    elif service.state != "recording":
+        what = "storage faults ended the daemon again and again, and it only reads; see to the disk, and the daemon's log"
+        found.append(Trouble(what, "runhistd verify"))
+    if free_bytes < LOW_SPACE_BYTES:
+        what = f"{free_bytes // 1_000_000:,} MB free on the disk of {service.instance.database}"
+        found.append(Trouble(what, "runhist gc --dry-run"))
+    return found
 
 
 async def stream_events(service: Service, connection: Connection, call: calls.GetEvents) -> None:

@@ -25,11 +25,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from runhist.paths import DATABASE_NAME
+from runhistd.store.database import DamagedDatabase
 
 logger = logging.getLogger("runhistd.instance")
 
 LOCK_NAME = "runhistd.lock"
 STORAGE_FAULTS_NAME = "storage-faults"
+DAMAGE_NAME = "damaged"
 LOCK_WAIT_S = 10.0  # a daemon that was told to stop needs no longer than this by default
 LOCK_POLL_S = 0.05
 DAMAGED_AFTER = 3  # ends by storage faults …
@@ -85,7 +87,9 @@ class Instance:
         self.state_dir = state_dir
         self.database = state_dir / DATABASE_NAME
         self.lock_file = state_dir / LOCK_NAME
-        self._lock = lock
+        self.replaced = False
+        """Whether another database has come in the place of a damaged one since we gave the directory up."""
+        self._lock: int | None = lock
         self._wal = state_dir / f"{DATABASE_NAME}-wal"
         self._seen: dict[Path, tuple[int, int]] = {self.lock_file: inode(os.fstat(lock))}
 
@@ -101,16 +105,22 @@ class Instance:
         before = os.umask(0o077)
         try:
             open_directory(path)
-            lock = take_lock(path, wait_s)
+            instance = cls(path, take_lock(path, wait_s))
             try:
                 close_to_others(path)
                 mark_no_backup(path)
-                yield cls(path, lock)
-                os.ftruncate(lock, 0)
+                yield instance
             finally:
-                os.close(lock)
+                instance.release()
         finally:
             os.umask(before)
+
+    def release(self) -> None:
+        """Give the directory up; after that nothing in it may be touched."""
+        if self._lock is not None:
+            os.ftruncate(self._lock, 0)
+            os.close(self._lock)
+            self._lock = None
 
     def check_inodes(self) -> None:
         """Raise InstanceLost when lock, database or WAL is no longer the file that it was at the first call.
@@ -141,7 +151,29 @@ class Instance:
 
     def forget_storage_failures(self) -> None:
         """Another database is in the place of the one that failed."""
-        (self.state_dir / STORAGE_FAULTS_NAME).unlink(missing_ok=True)
+        for name in (STORAGE_FAULTS_NAME, DAMAGE_NAME):
+            (self.state_dir / name).unlink(missing_ok=True)
+
+    def record_damage(self, damage: DamagedDatabase) -> None:
+        """Note that the database is damaged, so that the next start does not touch it. A fault in that is only logged."""
+        found = inode_at(self.database)
+        fresh = self.state_dir / f"{DAMAGE_NAME}.new"
+        try:
+            fresh.write_text(json.dumps({"what": str(damage), "inode": found and found[1]}), "utf-8")
+            fresh.replace(self.state_dir / DAMAGE_NAME)
+        except OSError:
+            logger.exception("the damage could not be noted")
+
+    def known_damage(self) -> DamagedDatabase | None:
+        """What was noted of the database that is there now."""
+        found = inode_at(self.database)
+        try:
+            noted = json.loads((self.state_dir / DAMAGE_NAME).read_bytes())
+            if found is not None and noted["inode"] == found[1]:
+                return DamagedDatabase(str(noted["what"]))
+        except (OSError, ValueError, TypeError, KeyError):  # none, or torn
+            pass
+        return None
 
     def _recent_faults(self, now_us: int) -> list[int]:
         try:
@@ -278,3 +310,18 @@ def inode_at(path: Path) -> tuple[int, int] | None:
         return inode(path.stat(follow_symlinks=False))
     except FileNotFoundError:
         return None
+
+
+def is_held(lock_file: Path) -> bool:
+    """Whether some process holds the directory that this is the lock file of."""
+    try:
+        lock = os.open(lock_file, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(lock)
+    return False

@@ -144,8 +144,12 @@ def path_of(passed: socket.socket) -> Path:
 
 
 @contextlib.asynccontextmanager
-async def open_listeners(paths: Sequence[Path], passed: Sequence[socket.socket] = ()) -> AsyncIterator[list[Endpoint]]:
+async def open_listeners(
+    paths: Sequence[Path], passed: Sequence[socket.socket] = (), *, keep: bool = True
+) -> AsyncIterator[list[Endpoint]]:
     """Listen at the passed sockets and at all the paths for the block, and bind again what vanishes of the latter.
+
+    Without `keep` nothing is bound again: for whoever does not hold the state directory's lock.
 
     Raises ListenFault when there is nothing to listen at. A path that cannot be bound now is logged and tried again; one
     that a passed socket is at is left to that. An exception leaves the block inside an ExceptionGroup.
@@ -159,7 +163,8 @@ async def open_listeners(paths: Sequence[Path], passed: Sequence[socket.socket] 
         reasons = "".join(f"\n  {endpoint.path}: {endpoint.fault}" for endpoint in endpoints)
         raise ListenFault(f"no socket can be listened at:{reasons}")
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(keep_bound, endpoints)
+        if keep:
+            nursery.start_soon(keep_bound, endpoints)
         try:
             yield endpoints
         finally:

@@ -17,19 +17,20 @@ import trio
 
 from runhist.paths import user_sockets
 from runhistd.config import Config
-from runhistd.store.database import StorageFault, open_reader, read_history
+from runhistd.store.database import DamagedDatabase, StorageFault, open_reader, read_history
 from runhistd.store.log import Batch, EventLog
 
 from . import watching
+from .accept import accept_all
 from .commit import Committer, now_us
+from .damage import answer_damaged, damage_in
 from .follow import Tail
-from .handlers import Service
+from .handlers import Service, status_of
 from .instance import Instance
 from .listen import Endpoint, all_accepted, open_listeners
 from .liveness import Liveness, descriptors_to_spare
-from .notify import Notifier
+from .notify import Answers, Notifier
 from .reload import Reload, directories_of
-from .server import Connection, peer_of, refuse_stranger
 
 logger = logging.getLogger("runhistd.main")
 
@@ -45,10 +46,27 @@ async def serve(
 ) -> None:
     """Serve the instance with the settings of `reload` until `stop`, at the passed sockets too.
 
-    When the daemon answers, `task_status` is started and the service manager told. Raises what opening the log raises,
-    ListenFault, and, in an ExceptionGroup, StorageFault or InstanceLost: then nothing that was not answered may be assumed
-    to be stored, and the files were left as they are.
+    When the daemon answers, `task_status` is started and the service manager told. Raises what opening the log raises but
+    DamagedDatabase, ListenFault, and, in an ExceptionGroup, StorageFault or InstanceLost: then nothing that was not answered
+    may be assumed to be stored, and the files were left as they are. A damaged database is closed, as it is, and everybody
+    is told so until `stop`, or until another one is in its place: then `instance.replaced` is True; it is to be served anew.
     """
+    answers = Answers(notifier, task_status)
+    damage = instance.known_damage()
+    if damage is None:
+        try:
+            await serve_history(instance, reload, stop, answers, passed)
+        except* DamagedDatabase as group:
+            damage = damage_in(group)
+    if damage is not None and not stop.is_set():
+        await answer_damaged(instance, reload, damage, stop, answers, passed)
+
+
+async def serve_history(
+    instance: Instance, reload: Reload, stop: trio.Event, answers: Answers, passed: Sequence[socket.socket]
+) -> None:
+    """Serve while the database is sound."""
+    notifier = answers.notifier
     with notifier.starting(f"opening {instance.database}"):
         log = None if instance.damaged(now_us()) else open_log(instance)
     service = assemble(instance, reload, log, notifier)
@@ -56,8 +74,8 @@ async def serve(
         if log is not None:
             with notifier.starting(f"adopting what ended while nobody served {instance.database}"):
                 await adopt_orphans(service, log)
-        async with open_listeners(user_sockets(), passed) as endpoints:
-            await serve_endpoints(service, endpoints, stop, notifier, task_status)
+        async with open_listeners(user_sockets(), [one.dup() for one in passed]) as endpoints:
+            await serve_endpoints(service, endpoints, stop, answers)
     except BaseException:
         service.close()
         service.liveness.close()
@@ -101,15 +119,6 @@ def assemble(instance: Instance, reload: Reload, log: EventLog | None, notifier:
     reload.applied = on_reload
     service.state = "recording" if log is not None else "damaged"
     return service
-
-
-def status_of(service: Service) -> str:
-    """What an operator sees at a glance, on one line."""
-    faulty = "; the settings file is not usable" if service.reload.faults else ""
-    return (
-        f"{service.state} in {service.instance.database}, position {service.tail.position}, "
-        f"{len(service.connections)} connections{faulty}"
-    )
 
 
 def open_log(instance: Instance) -> EventLog:
@@ -158,8 +167,7 @@ async def serve_endpoints(
     service: Service,
     endpoints: Sequence[Endpoint],
     stop: trio.Event,
-    notifier: Notifier,
-    task_status: trio.TaskStatus[None],
+    answers: Answers,
 ) -> None:
     """Accept and commit until `stop`, then let what was begun come to its end, for at most `stop_s`."""
     service.sockets = [str(endpoint.path) for endpoint in endpoints]
@@ -174,10 +182,10 @@ async def serve_endpoints(
             accepting = trio.CancelScope()
             nursery.start_soon(accept_all, service, endpoints, nursery, accepting)
             logger.info("ready", extra={"fields": {"position": service.tail.position, "sockets": service.sockets}})
-            task_status.started()
-            notifier.ready(status_of(service))
+            nursery.start_soon(service.wait_damage)
+            answers.ready(status_of(service))
             await stop.wait()
-            notifier.stopping(service.config.stop_s)
+            answers.notifier.stopping(service.config.stop_s)
             accepting.cancel()
             service.stopping.set()
             with trio.move_on_after(service.config.stop_s):
@@ -206,46 +214,6 @@ def noting_storage_faults(service: Service) -> Iterator[None]:
         logger.critical("the storage failed", exc_info=fault)
         service.instance.record_storage_failure(now_us())
         raise
-
-
-async def accept_all(
-    service: Service, endpoints: Sequence[Endpoint], nursery: trio.Nursery, accepting: trio.CancelScope
-) -> None:
-    """Take connections at all endpoints until cancelled; those that were taken live on in the nursery."""
-    with accepting:
-        async with trio.open_nursery() as acceptors:
-            for endpoint in endpoints:
-                acceptors.start_soon(accept, service, endpoint, nursery)
-
-
-async def accept(service: Service, endpoint: Endpoint, nursery: trio.Nursery) -> None:
-    """Take connections at one endpoint."""
-    while True:
-        try:
-            stream = await endpoint.accept()
-        except OSError as error:
-            logger.error("cannot accept", extra={"fields": {"error": error}})
-            await trio.sleep(0.1)  # out of descriptors: some will be closed
-            continue
-        peer = peer_of(stream, service.liveness.processes)
-        if peer is None or len(service.connections) >= service.config.connections:
-            nursery.start_soon(refuse_stranger, stream)
-            continue
-        connection = Connection(stream, peer, service, service.config.frame_bytes)
-        service.connections.add(connection)  # at once: a verdict may wait for what its peer has sent
-        service.liveness.connected(connection)
-        nursery.start_soon(serve_connection, service, connection)
-
-
-async def serve_connection(service: Service, connection: Connection) -> None:
-    """Serve one peer to its end."""
-    try:
-        async with connection.stream:
-            await connection.serve()
-    finally:
-        service.connections.discard(connection)
-        service.liveness.disconnected(connection)
-        connection.peer.process.close()
 
 
 async def watch_processes(service: Service, endpoints: Sequence[Endpoint]) -> None:

@@ -21,6 +21,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator, MutableMapping
 
+import trio
+
 logger = logging.getLogger("runhistd.notify")
 
 SEND_S = 1.0  # a manager whose socket is full for longer misses a message
@@ -119,6 +121,22 @@ class Notifier:
             if not self._told:
                 logger.warning("the service manager cannot be told", extra={"fields": {"error": error}})
             self._told = True
+
+
+class Answers:
+    """Says once to whoever started us that the daemon answers, and to the service manager each time."""
+
+    def __init__(self, notifier: Notifier, task_status: trio.TaskStatus[None]) -> None:
+        self.notifier = notifier
+        self._task_status = task_status
+        self._told = False
+
+    def ready(self, status: str) -> None:
+        """It answers now."""
+        if not self._told:
+            self._told = True
+            self._task_status.started()
+        self.notifier.ready(status)
 
 
 class Looker:

@@ -249,3 +249,11 @@ class EventFilter:
             and (self.types is None or type in self.types)
             and (self.kinds is None or kind in self.kinds)
         )
+
+
+@frozen
+class Trouble:
+    """Something that somebody must see to, and the command that shows more or mends it."""
+
+    what: str
+    command: str

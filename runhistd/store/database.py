@@ -8,6 +8,8 @@ read-only connection and left untouched: opening it for writing would already re
 from __future__ import annotations
 
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 
@@ -74,6 +76,7 @@ def open_writer(database: Path) -> apsw.Connection:
         try:
             _configure(connection)
             _migrate(connection)
+            _check_readable(connection)
             # A duplicate's receipt must rest on the disk, not on what a killed predecessor left in the page cache.
             connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
         except BaseException:
@@ -94,6 +97,15 @@ def open_reader(database: Path) -> apsw.Connection:
     connection.set_busy_timeout(BUSY_TIMEOUT_MS)
     connection.execute("PRAGMA query_only = 1")
     return connection
+
+
+@contextmanager
+def telling_damage() -> Iterator[None]:
+    """Turn what SQLite says of a damaged file in the block into DamagedDatabase."""
+    try:
+        yield
+    except (apsw.CorruptError, apsw.NotADBError) as error:
+        raise DamagedDatabase(str(error)) from error
 
 
 def read_history(connection: apsw.Connection) -> tuple[str, Counters]:
@@ -126,6 +138,14 @@ def _configure(connection: apsw.Connection) -> None:
     connection.pragma("wal_autocheckpoint", 0)
     connection.pragma("cache_size", -CACHE_KIB)
     connection.pragma("temp_store", "MEMORY")
+
+
+def _check_readable(connection: apsw.Connection) -> None:
+    """Read what every history has, before a checkpoint writes over anything."""
+    try:
+        read_history(connection)
+    except apsw.SQLError as error:  # the tables are not those that we have made
+        raise DamagedDatabase(str(error)) from error
 
 
 def _migrate(connection: apsw.Connection) -> None:

@@ -4,7 +4,8 @@
 
 Nothing that a batch brought is visible, in memory or outside, before its COMMIT returned. When a batch fails on a fault
 of ours it is rolled back and tried again request by request, so that only the guilty one fails. A full disk refuses the
-whole batch. When the storage itself fails the commit is indeterminate: StorageFault, and the log must be abandoned.
+whole batch. When the storage itself fails the commit is indeterminate: StorageFault, or DamagedDatabase where SQLite cannot
+make sense of what it reads, and the log must be abandoned.
 """
 
 from __future__ import annotations
@@ -27,10 +28,19 @@ from ..model.publish import Publish
 from ..model.removal import Delete
 from ..model.run import Head, applied, fold
 from . import blobs, leases, live, prune, sql
-from .database import PAGE_BYTES, SCHEMA_VERSION, Counters, StorageFault, open_writer, read_history
+from .database import (
+    PAGE_BYTES,
+    SCHEMA_VERSION,
+    Counters,
+    DamagedDatabase,
+    StorageFault,
+    open_writer,
+    read_history,
+    telling_damage,
+)
 from .heads import CachedRun, Heads, Name, encode
 
-_STORAGE_ERRORS = (apsw.IOError, apsw.CorruptError, apsw.NotADBError, apsw.ReadOnlyError, apsw.CantOpenError)
+_STORAGE_ERRORS = (apsw.IOError, apsw.ReadOnlyError, apsw.CantOpenError)
 FOREIGN_EPOCH = 0  # never granted: of a lease_key that is not that of the run's newest lease
 _LEASE_ENDS = TERMINAL | {"paused"}
 _decode_usage = msgspec.json.Decoder(Usage).decode
@@ -130,7 +140,7 @@ class EventLog:
         """Store a batch and return after COMMIT: one transaction, and one of its own for each removal.
 
         There is none for a batch that only shows events.
-        StorageFault: it is unknown what is stored.
+        StorageFault, DamagedDatabase: it is unknown what is stored, and the log must be abandoned.
         """
         if len(batch) > 1 and any(isinstance(request, prune.Removal) for request in batch):
             done = Batch([])
@@ -140,9 +150,12 @@ class EventLog:
             return done
         try:
             (only,) = batch if len(batch) == 1 else (None,)
-            if isinstance(only, prune.Removal):
-                return self._removal(only, now_us)
-            return self._transaction(batch, now_us)
+            with telling_damage():
+                if isinstance(only, prune.Removal):
+                    return self._removal(only, now_us)
+                return self._transaction(batch, now_us)
+        except DamagedDatabase:
+            raise
         except apsw.FullError:
             self._roll_back()
             return Batch([StorageFull() for _ in batch])
@@ -160,14 +173,16 @@ class EventLog:
     def held(self) -> list[Held]:
         """All runs that are held, with their holders."""
         runs: dict[Name, set[Holder]] = {}
-        for uid, namespace, run_id, *holder in self._connection.execute(sql.ALL_HOLDERS):
-            runs.setdefault((uid, namespace, run_id), set()).add(Holder(*holder))
+        with telling_damage():
+            for uid, namespace, run_id, *holder in self._connection.execute(sql.ALL_HOLDERS):
+                runs.setdefault((uid, namespace, run_id), set()).add(Holder(*holder))
         return [Held(*name, frozenset(holders)) for name, holders in runs.items()]
 
     def look(self) -> None:
-        """Read something from the files, to see that they can be read. Raises StorageFault."""
+        """Read something from the files, to see that they can be read. Raises StorageFault, DamagedDatabase."""
         try:
-            read_history(self._connection)
+            with telling_damage():
+                read_history(self._connection)
         except _STORAGE_ERRORS as error:
             raise StorageFault(f"read: {error}") from error
 
@@ -175,7 +190,8 @@ class EventLog:
         """Move the WAL's content into the database; with `truncate`, also give its space back if no reader needs it."""
         mode = apsw.SQLITE_CHECKPOINT_TRUNCATE if truncate else apsw.SQLITE_CHECKPOINT_PASSIVE
         try:
-            frames, moved = self._connection.wal_checkpoint(mode=mode)
+            with telling_damage():
+                frames, moved = self._connection.wal_checkpoint(mode=mode)
         except apsw.BusyError:
             return  # a reader holds an older snapshot; the next checkpoint goes on
         except (*_STORAGE_ERRORS, apsw.FullError) as error:

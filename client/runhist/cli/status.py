@@ -13,8 +13,6 @@ from ..paths import choose_sockets
 from ..spool import OPEN, SEALED, quarantined, spool_dir
 from . import render
 
-LOW_SPACE_BYTES = 500_000_000
-
 
 def add_parser(subparsers: Any) -> None:
     """The command's arguments."""
@@ -64,13 +62,11 @@ def show_spool(as_json: bool) -> int:
 def needs(found: Dict[str, Any]) -> List[str]:
     """What somebody must see to, with the next step."""
     troubles = []
-    if found["state"] != "recording":
-        troubles.append(f"the history is {found['state']} and only read; see the daemon's log, then: runhistd verify")
+    for trouble in found.get("troubles", ()):
+        troubles.append(f"{render.escaped(trouble['what'])}; type: {render.escaped(trouble['command'])}")
     for fault in found["config"]["faults"]:
         what = render.escaped(f"{fault['key']}: {fault['message']}" if fault["key"] else fault["message"])
         troubles.append(f"the changed settings are not in force: {what}; mend {render.escaped(found['config']['file'])}")
-    if found["free_bytes"] < LOW_SPACE_BYTES:
-        troubles.append(f"{render.size(found['free_bytes'])} free on the disk of {render.escaped(found['database'])}")
     spool = found.get("spool")
     if spool and spool["quarantined"]:
         troubles.append(f"{spool['quarantined']:,} spool files were put aside; see: runhist status --spool")
