@@ -19,7 +19,7 @@ from msgspec import Struct
 from . import sql
 from .contents import sync_directory
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 PAGE_BYTES = 4096
 CACHE_KIB = 16 * 1024  # pages of live runs' index leaves; the daemon stays under 60 MB idle
 BUSY_TIMEOUT_MS = 2000  # the only other writer could be a person with a SQLite shell

@@ -292,9 +292,10 @@ def _listed_rows(
         statuses = None if filter.status is None else _encode(filter.status).decode()
         named = {**wanted, "name": filter.name, "ending": filter.name[::-1], "statuses": statuses}
         return _fetch(connection, sql.LIST_RUNS_NAMED, named)
-    if filter.team_run_id is not None:
+    if filter.team_run_id is not None or filter.parent_run_id is not None:
         statuses = None if filter.status is None else _encode(filter.status).decode()
-        return _fetch(connection, sql.LIST_RUNS_OF_TEAM, {**wanted, "statuses": statuses})
+        few = sql.LIST_RUNS_OF_PARENT if filter.team_run_id is None else sql.LIST_RUNS_OF_TEAM
+        return _fetch(connection, few, {**wanted, "statuses": statuses})
     if filter.status is None:
         return _fetch(connection, sql.LIST_RUNS, wanted)
     rows: list[tuple[Any, ...]] = []

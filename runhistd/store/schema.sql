@@ -58,6 +58,7 @@ CREATE INDEX runs_by_beginning ON runs (uid, run_id);
 CREATE INDEX runs_by_ending ON runs (uid, ending);
 CREATE INDEX runs_by_status ON runs (uid, status, run);
 CREATE INDEX runs_by_team ON runs (uid, team_run_id, run) WHERE team_run_id IS NOT NULL;
+CREATE INDEX runs_by_parent ON runs (uid, parent_run_id, run) WHERE parent_run_id IS NOT NULL;
 
 -- The processes that hold a run's lease.
 CREATE TABLE holders (

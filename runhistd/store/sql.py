@@ -266,6 +266,12 @@ WHERE uid = :uid AND team_run_id = :team_run_id AND run < :before
   AND (:statuses IS NULL OR status IN (SELECT value FROM json_each(:statuses))) AND {_WANTED}
 ORDER BY run DESC LIMIT :limit
 """  # noqa: S608
+LIST_RUNS_OF_PARENT: Final = f"""
+SELECT {_HEAD_COLUMNS} FROM runs INDEXED BY runs_by_parent
+WHERE uid = :uid AND parent_run_id = :parent_run_id AND run < :before
+  AND (:statuses IS NULL OR status IN (SELECT value FROM json_each(:statuses))) AND {_WANTED}
+ORDER BY run DESC LIMIT :limit
+"""  # noqa: S608
 LIST_RUNS_OF_STATUS: Final = f"""
 SELECT {_HEAD_COLUMNS} FROM runs INDEXED BY runs_by_status
 WHERE uid = :uid AND status = :status AND run < :before AND {_WANTED} ORDER BY run DESC LIMIT :limit

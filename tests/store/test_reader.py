@@ -54,6 +54,21 @@ def test_filters_restrict_and_may_be_combined(history: History, connection: apsw
     assert listed(connection, since_us=1_000_002) == ["c", "b"]
 
 
+def test_the_children_of_a_run_are_found_without_a_look_at_every_run(history: History, connection: apsw.Connection) -> None:
+    for i in range(3):
+        history.begin(f"r{i}", parent_run_id="top", team_run_id="t" if i == 1 else None)
+    history.append("r2", 3, 1, event("run.failed"))
+    history.begin("other", parent_run_id="another")
+    history.begin("other user's", uid=UID + 1, parent_run_id="top")
+    assert listed(connection, parent_run_id="top") == ["r2", "r1", "r0"]
+    assert listed(connection, parent_run_id="top", status=("running",)) == ["r1", "r0"]
+    assert listed(connection, parent_run_id="top", team_run_id="t") == ["r1"]
+    assert listed(connection, parent_run_id="top", namespace="elsewhere") == []
+    first = reader.list_runs(connection, UID, RunFilter(parent_run_id="top"), None, 2)
+    second = reader.list_runs(connection, UID, RunFilter(parent_run_id="top"), first.next_page, 2)
+    assert ids(first) + ids(second) == ["r2", "r1", "r0"]
+
+
 def test_several_statuses_are_merged_newest_first_also_over_pages(history: History, connection: apsw.Connection) -> None:
     for i in range(6):
         history.begin(f"r{i}")

@@ -1,4 +1,4 @@
-"""`runhist show`: one run, its steps and what they cost."""
+"""`runhist show`: one run, its steps and what they cost, and the tree of the runs that it began."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, Dict, List, Optional, Tuple
 
 from ..connection import Connection
 from . import names, render
+from .tree import Tree
 
 SILENT_US = 60_000_000  # what a live owner may well need for its next event
 TITLES = ("STEP", "TRY", "STATUS", "TOOK", "TOKENS IN/OUT", "COST", "")
@@ -16,10 +17,10 @@ TITLES = ("STEP", "TRY", "STATUS", "TOOK", "TOKENS IN/OUT", "COST", "")
 
 def add_parser(subparsers: Any) -> None:
     """The command's arguments."""
-    text = "Show one run: its steps, times, tokens and cost."
+    text = "Show one run: its steps, times, tokens and cost, and the tree of its child runs."
     parser = subparsers.add_parser("show", help="show one run", description=text)
     names.add_run_argument(parser)
-    parser.add_argument("--json", action="store_true", help="print one object with run, detail, steps and usage")
+    parser.add_argument("--json", action="store_true", help="print one object with run, detail, steps, usage and children")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -29,12 +30,14 @@ def run(args: argparse.Namespace) -> int:
         shown = connection.call("GetRun", names.address(found))
         steps = _all(connection, "GetSteps", "steps", found)
         rows = _all(connection, "GetUsage", "rows", found)
+        tree = Tree(connection, found)
     if args.json:
-        sys.stdout.write(render.json_line({**shown, "steps": steps, "usage": rows}))
+        sys.stdout.write(render.json_line({**shown, "steps": steps, "usage": rows, **tree.members()}))
         return 0
     sys.stdout.write(header(shown["run"]))
     if steps:
         sys.stdout.write(steps_table(shown["run"], steps, rows))
+    sys.stdout.write(tree.text())
     sys.stdout.write(footer(shown["run"], rows, shown["detail"].get("evidence") or {}))
     return 0
 
