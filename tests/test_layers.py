@@ -19,7 +19,9 @@ MAY_IMPORT = {
         *("runhistd", "runhistd.config", "runhistd.demo.*", "runhistd.daemon.*", "runhistd.store.*", "runhist.paths"),
         *("runhistd.backups", "runhistd.terminal", "runhistd.service.*"),
     },
-    "runhistd.service": {"runhistd", "runhistd.service.*", "runhist.paths"},
+    "runhistd.service": {
+        *("runhistd", "runhistd.daemon.instance", "runhistd.service.*", "runhistd.terminal", "runhist.paths"),
+    },
     "runhistd.backups": {
         *("runhistd", "runhistd.config", "runhistd.daemon.instance", "runhistd.store.*", "runhistd.terminal"),
         "runhist.paths",
