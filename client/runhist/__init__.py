@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from .records import Gap as Gap
     from .records import Gate as Gate
     from .records import InterruptedRun as InterruptedRun
+    from .records import Published as Published
     from .records import Receipt as Receipt
     from .records import RunRecord as RunRecord
     from .records import StepRecord as StepRecord
@@ -78,7 +79,8 @@ _NAMES = {
     ),
     "reading": ("Follower", "RunReader"),
     "records": (
-        *("Cursor", "Event", "Gap", "Gate", "InterruptedRun", "Receipt", "RunRecord", "StepRecord"),
+        *("Cursor", "Event", "Gap", "Gate", "InterruptedRun", "Published", "Receipt", "RunRecord"),
+        "StepRecord",
         *("Usage", "UsageRow", "UsageTotals"),
     ),
     "run": ("Run",),

@@ -19,7 +19,7 @@ from .endings import CANCELLED, FAILED, cancel_reason, failure_members, outcome_
 from .environment import RunName, lend
 from .faults import Faults
 from .outbox import Entry, Outbox
-from .protocol.errors import Refusal, RunhistError, StaleEpoch
+from .protocol.errors import Refusal, RunhistError, StaleEpoch, TooLarge
 from .pump import Pump
 from .recorder import Recorder
 from .records import TERMINAL_KINDS, Receipt
@@ -28,6 +28,7 @@ from .steps import Recording, Step, innermost_step
 _UNSET: Any = object()
 _R = TypeVar("_R", bound="RunHandle")
 _LEASE_ENDS = TERMINAL_KINDS | {"run.paused"}
+MAX_PUBLISHED_BYTES = 128 * 1024  # what the daemon takes
 
 
 class RunHandle(Recording):
@@ -100,6 +101,23 @@ class RunHandle(Recording):
         """
         members = present(kind=kind, key=key, step_id=step_id, attempt=attempt, usage=usage)
         self._record(type, None if data is None else as_object(data), **members)
+
+    def publish(
+        self,
+        type: str,
+        data: Any = None,
+        *,
+        kind: Optional[str] = None,
+        step_id: Optional[str] = None,
+        attempt: Optional[int] = None,
+    ) -> None:
+        """Show an event to those who follow the run now, in its place among the recorded ones; nobody keeps it.
+
+        For what is too much to record: the tokens of an answer. It never waits. Where there is no room for it, or no
+        daemon, it is dropped, and that is no fault. `kind` may be note (what it is without one) or output.
+        """
+        members = present(kind=kind, step_id=step_id, attempt=attempt)
+        self._publish(type, None if data is None else as_object(data), **members)
 
     def checkpoint(self, data: Any) -> None:
         """A state to resume from."""
@@ -262,6 +280,27 @@ class RunHandle(Recording):
         else:
             self._hand_over(entry, ends)
         self._ended = self._ended or ends
+        self._history._journal.write()
+
+    def _publish(self, type: str, data: Any = None, **members: Any) -> None:
+        """Encode what is only to be shown; what cannot be is a fault, because it never will be."""
+        link, outbox = self._link, self._outbox
+        if link is None or outbox is None or link.forked:
+            return
+        fault: Optional[RunhistError] = None
+        encoded = b""
+        try:
+            encoded = encode({"type": type, "time_us": time.time_ns() // 1000, **present(data=data), **members})
+            if len(encoded) > MAX_PUBLISHED_BYTES:
+                fault = TooLarge(parameter="the event", limit=MAX_PUBLISHED_BYTES)
+        except Unencodable as error:
+            fault = error
+        with link.lock:
+            if fault is None:
+                link.show(outbox, encoded)
+            else:
+                text = f"an event of type {type!r} of run {self._run_id} cannot be shown: {fault}"
+                self._faults.add("not_shown", fault, text)
         self._history._journal.write()
 
     def _hand_over(self, entry: Entry, ends: bool) -> None:

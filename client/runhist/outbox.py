@@ -36,6 +36,7 @@ from .protocol.errors import (
     TooLarge,
 )
 from .protocol.machine import MAX_FRAME_BYTES
+from .shown import ShownQueue
 from .spool import DamagedSpool, Spool, SpoolFile
 
 MAX_BATCH_EVENTS = 100
@@ -118,6 +119,7 @@ class Outbox:
         self._read_n = 0  # the last n that was read back from it
         self._saved_begin = False
         self._saved_refusal = ""  # why the file is to be kept
+        self.shown: ShownQueue[Entry] = ShownQueue()
         self._behind: Deque[Entry] = deque()  # come after what is still to be read from the file
 
     @property
@@ -143,6 +145,19 @@ class Outbox:
         self.is_left = False
         (self._behind if self._file is not None and self._file.has_unread else self._waiting).append(entry)
         self.held_bytes += len(entry.encoded)
+
+    def show(self, encoded: bytes) -> None:
+        """Have an event shown in its place, unless what was recorded before it cannot be sent now."""
+        if self.epoch is not None and self.refused is None and self._file is None and not self.is_left:
+            self.shown.add(encoded, self._waiting[-1] if self._waiting else None)
+
+    def depart_shown(self, frame_bytes: int = MAX_FRAME_BYTES) -> Optional[bytes]:
+        """The parameters of the next Publish, or None while there is none."""
+        events = self.shown.take(frame_bytes - ENVELOPE_BYTES)
+        if not events:
+            return None
+        name = encode({**present(namespace=self.namespace, run_id=self.run_id), "epoch": self.epoch})[:-1]
+        return b'%s,"events":[%s]}' % (name, b",".join(events))
 
     def depart(self, frame_bytes: int = MAX_FRAME_BYTES) -> Optional[Departure]:
         """The next call to send, or None while there is none. `frame_bytes` is the largest frame that the daemon takes."""
@@ -189,7 +204,7 @@ class Outbox:
             batch.append(entry)
             self._flying.append(entry)
             self._waiting.popleft()
-            if last_n <= self._alone_to:
+            if self.shown.release(entry) or last_n <= self._alone_to:
                 break
         return batch
 
@@ -238,6 +253,7 @@ class Outbox:
         """Send everything that is not acknowledged again; replies that still come to what was sent count for nothing."""
         self._round += 1
         self._begin_flies = False
+        self.shown.clear()
         flown, self._flying = self._flying, deque()
         if flown and self._waiting and flown[-1] is self._waiting[0]:
             flown.pop()  # an interrupt caught it on its way from one to the other
@@ -250,6 +266,7 @@ class Outbox:
         self.refused = error
         self._waiting.clear()
         self._behind.clear()
+        self.shown.clear()
         self.held_bytes = 0
         if self._file is not None:
             self._file.put_aside(str(error))
@@ -300,6 +317,7 @@ class Outbox:
             return
         else:
             self._waiting.popleft()
+            self.shown.release(entry)
             self.held_bytes -= len(entry.encoded)
         text = f"an event of type {entry.type!r} of run {self.run_id} was refused: {refusal}"
         self.faults.add(refusal.name, refusal, text)

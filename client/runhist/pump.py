@@ -62,6 +62,7 @@ class Pump:
         self._failures = 0
         self._retry_at = 0.0
         self._gave_up = False
+        self._shows = False  # the daemon that is connected takes what is only to be shown
         _links.add(self)
 
     def has_room(self, size: int) -> bool:
@@ -76,6 +77,12 @@ class Pump:
         """There is something new in `outbox`; send it if that is possible at once."""
         self._outboxes[outbox] = None
         self.pump()
+
+    def show(self, outbox: Outbox, encoded: bytes) -> None:
+        """Have an event shown that nobody keeps; without a connection it is dropped, and one is tried when that is due."""
+        if self._shows:
+            outbox.show(encoded)
+        self.take(outbox)
 
     def discard(self, outbox: Outbox) -> None:
         """Forget what the outbox still holds."""
@@ -186,6 +193,7 @@ class Pump:
             try:
                 if flight is None:
                     self._frame_bytes = reply.parameters["limits"]["frame_bytes"]
+                    self._shows = "publish" in reply.parameters["features"]
                     if self._spool is not None:
                         self._spool.instance_id = reply.parameters["instance_id"]
                     continue
@@ -196,9 +204,9 @@ class Pump:
             self._gave_up = False
             self._trouble = None
         for outbox in list(self._outboxes):
-            if outbox.settled:
+            if outbox.settled and not outbox.shown:
                 del self._outboxes[outbox]
-            if not outbox.settled:  # a signal handler may have recorded in between
+            if not outbox.settled or outbox.shown:  # a signal handler may have recorded in between
                 self._outboxes[outbox] = None
         self._wake()
 
@@ -212,6 +220,11 @@ class Pump:
     def _send(self, connection: Connection) -> None:
         for outbox in list(self._outboxes):
             while connection.unsent_bytes < SEND_AHEAD_BYTES:
+                shown = outbox.depart_shown(self._frame_bytes)
+                if shown is not None:
+                    connection.send("Publish", shown, oneway=True)
+                    connection.push()
+                    continue
                 departure = outbox.depart(self._frame_bytes)
                 if departure is None:
                     break
@@ -228,6 +241,7 @@ class Pump:
         elif isinstance(trouble, Unreachable):
             self.away = trouble.reason in _AWAY
         self._flights.clear()
+        self._shows = False
         for outbox in list(self._outboxes):
             outbox.rewind()
         if trouble is not None:

@@ -119,6 +119,26 @@ class Event(NamedTuple):
         return cls(**_known(cls, members))
 
 
+class Published(NamedTuple):
+    """An event that was only shown (`Run.publish`, `delta`): it is nowhere in the history."""
+
+    namespace: str
+    run_id: str
+    epoch: int
+    type: str
+    kind: str
+    received_us: int
+    data: Dict[str, Any]
+    step_id: Optional[str] = None
+    attempt: Optional[int] = None
+    time_us: Optional[int] = None
+
+    @classmethod
+    def from_wire(cls, members: Mapping[str, Any]) -> Published:
+        """From the wire's Published."""
+        return cls(**_known(cls, members))
+
+
 class RunRecord(NamedTuple):
     """What a run's events amount to. definition, metadata, state, output, checkpoint_seq, root and dir (the
     run's own directory), traceparent, pinned, and evidence (why the run lost its owner) are only there when one run is

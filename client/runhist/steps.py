@@ -34,10 +34,20 @@ def outside(step: Step) -> Iterator[None]:
 
 
 class Recording:
-    """What a run and its steps record alike; `_record` says for which of them."""
+    """What a run and its steps record alike; `_record` and `_publish` say for which of them."""
 
     def _record(self, type: str, data: Any = None, **members: Any) -> None:
         raise NotImplementedError
+
+    def _publish(self, type: str, data: Any = None, **members: Any) -> None:
+        raise NotImplementedError
+
+    def delta(self, text: str) -> None:
+        """A piece of a text that grows, an answer's token for instance: shown to those who watch, and not recorded.
+
+        See `Run.publish`. Record the whole text when it is there.
+        """
+        self._publish("delta", {"text": plain_text(str(text))}, kind="output")
 
     def output(self, text: Union[str, bytes], stream: str = "stdout") -> None:
         """A piece of output, usually a line. What is no text is replaced, and kept as base64 too."""
@@ -115,6 +125,10 @@ class Step(Recording):
         """An event of the engine's own that belongs to this step; see `Run.append`."""
         self._record(type, None if data is None else as_object(data), **present(kind=kind, key=key, usage=usage))
 
+    def publish(self, type: str, data: Any = None, *, kind: Optional[str] = None) -> None:
+        """Show an event of this step to those who watch, and do not record it; see `Run.publish`."""
+        self._publish(type, None if data is None else as_object(data), **present(kind=kind))
+
     def complete(self, output: Optional[Any] = None) -> None:
         """The step succeeded."""
         self._end("step.completed", {} if output is None else {"output": as_object(output)})
@@ -160,3 +174,6 @@ class Step(Recording):
 
     def _record(self, type: str, data: Any = None, **members: Any) -> None:
         self.run._record(type, data, step_id=self.step_id, **present(attempt=self.attempt), **members)
+
+    def _publish(self, type: str, data: Any = None, **members: Any) -> None:
+        self.run._publish(type, data, step_id=self.step_id, **present(attempt=self.attempt), **members)
