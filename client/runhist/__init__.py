@@ -79,8 +79,7 @@ _NAMES = {
     ),
     "reading": ("Follower", "RunReader"),
     "records": (
-        *("Cursor", "Event", "Gap", "Gate", "InterruptedRun", "Published", "Receipt", "RunRecord"),
-        "StepRecord",
+        *("Cursor", "Event", "Gap", "Gate", "InterruptedRun", "Published", "Receipt", "RunRecord", "StepRecord"),
         *("Usage", "UsageRow", "UsageTotals"),
     ),
     "run": ("Run",),

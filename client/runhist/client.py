@@ -8,7 +8,7 @@ then `begin_run` raises when the run cannot be recorded.
 
 from __future__ import annotations
 
-from typing import Any, Dict, Iterator, Mapping, Optional, Sequence, Union
+from typing import Any, Dict, Iterator, Literal, Mapping, Optional, Sequence, Union, overload
 
 from .claim import UNSET, ClaimedRun, answer_gate, claim_run
 from .encoding import present
@@ -17,7 +17,7 @@ from .link import Link
 from .outbox import Outbox
 from .reading import Follower, Reader, RunReader, follow_from
 from .recorder import DEADLINE_S, WINDOW_BYTES, WINDOW_EVENTS, Errors, Recorder, Setting, find_setting
-from .records import Cursor, InterruptedRun, RunRecord
+from .records import Cursor, Event, Gap, InterruptedRun, Published, RunRecord
 from .run import Run
 from .spool import MAX_SPOOL_BYTES
 
@@ -205,6 +205,36 @@ class History(Recorder):
         )
         return self._reader.list_runs(filters, limit)
 
+    @overload
+    def follow(
+        self,
+        cursor: Union[int, Cursor, None] = ...,
+        *,
+        tail: Optional[int] = ...,
+        namespace: Optional[str] = ...,
+        run_id: Optional[str] = ...,
+        agent_id: Optional[str] = ...,
+        team_run_id: Optional[str] = ...,
+        types: Optional[Sequence[str]] = ...,
+        kinds: Optional[Sequence[str]] = ...,
+        published: Literal[False] = ...,
+    ) -> Follower[Union[Event, Gap]]: ...
+
+    @overload
+    def follow(
+        self,
+        cursor: Union[int, Cursor, None] = ...,
+        *,
+        tail: Optional[int] = ...,
+        namespace: Optional[str] = ...,
+        run_id: Optional[str] = ...,
+        agent_id: Optional[str] = ...,
+        team_run_id: Optional[str] = ...,
+        types: Optional[Sequence[str]] = ...,
+        kinds: Optional[Sequence[str]] = ...,
+        published: Literal[True],
+    ) -> Follower[Union[Event, Gap, Published]]: ...
+
     def follow(
         self,
         cursor: Union[int, Cursor, None] = None,
@@ -216,11 +246,13 @@ class History(Recorder):
         team_run_id: Optional[str] = None,
         types: Optional[Sequence[str]] = None,
         kinds: Optional[Sequence[str]] = None,
-    ) -> Follower:
+        published: bool = False,
+    ) -> Follower[Any]:
         """Events of all runs as they are committed, from this moment on. It never ends; see `Follower`.
 
         `cursor` continues behind a `Follower.cursor` of before, 0 begins with the oldest event; `tail` begins with the
-        newest so many. Raises Unreachable if there is no daemon now; where recording is off it ends at once.
+        newest so many. With `published` also what is only shown (`Run.publish`). Raises Unreachable if there is no daemon
+        now; where recording is off it ends at once.
         """
         filters: Mapping[str, Any] = present(
             namespace=self.namespace if namespace is None else namespace,
@@ -229,6 +261,7 @@ class History(Recorder):
             team_run_id=team_run_id,
             types=None if types is None else list(types),
             kinds=None if kinds is None else list(kinds),
+            published=published or None,
         )
         return Follower(self._reader, follow_from(cursor), filters, tail)
 

@@ -181,6 +181,7 @@ class Connection:
         stream has ended closes the connection, which is how the daemon learns of it.
         """
         self.send(method, parameters, more=True)
+        self.push()
         return self._replies(timeout)
 
     def _replies(self, timeout: Optional[float]) -> Iterator[Dict[str, Any]]:
@@ -351,4 +352,5 @@ def _encode_call(message: Dict[str, Any]) -> bytes:
     parameters = message["parameters"]
     if not isinstance(parameters, bytes):
         return encode_json(message)
-    return b'{"method":"%s","parameters":%s}' % (message["method"].encode("ascii"), parameters)
+    rest = b"".join(b',"%s":true' % name.encode("ascii") for name in message if name not in ("method", "parameters"))
+    return b'{"method":"%s","parameters":%s%s}' % (message["method"].encode("ascii"), parameters, rest)

@@ -317,7 +317,7 @@ class Outbox:
             return
         else:
             self._waiting.popleft()
-            self.shown.release(entry)
+            self.shown.clear()  # its place was behind this one
             self.held_bytes -= len(entry.encoded)
         text = f"an event of type {entry.type!r} of run {self.run_id} was refused: {refusal}"
         self.faults.add(refusal.name, refusal, text)

@@ -193,7 +193,7 @@ class Pump:
             try:
                 if flight is None:
                     self._frame_bytes = reply.parameters["limits"]["frame_bytes"]
-                    self._shows = "publish" in reply.parameters["features"]
+                    self._shows = "publish" in reply.parameters.get("features", ())
                     if self._spool is not None:
                         self._spool.instance_id = reply.parameters["instance_id"]
                     continue

@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import random
 import time
-from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Union
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, TypeVar, Union, cast
 
 from .connection import Connection, Unreachable
 from .encoding import present
 from .paths import SocketChoice
 from .protocol.errors import NoSuchRun, ShuttingDown
-from .records import TERMINAL_KINDS, Cursor, Event, Gap, RunRecord, StepRecord, Usage, UsageRow, UsageTotals
+from .records import TERMINAL_KINDS, Cursor, Event, Gap, Published, RunRecord, StepRecord, Usage, UsageRow, UsageTotals
 
 READ_TIMEOUT_S = 30.0
 PAGE = 100
 FIRST_PAUSE_S = 0.05
 LONGEST_PAUSE_S = 2.0
 LASTING = frozenset({"not_permitted", "not_a_history", "path_too_long"})  # reasons that waiting does not mend
+_Item = TypeVar("_Item")
 
 
 class Reader:
@@ -138,7 +139,9 @@ class RunReader:
             return
         # The filter is applied here, because the run's end must be seen although the filter may leave it out.
         run = {"namespace": self.namespace or "default", "run_id": self.run_id}
-        with Follower(self._reader, Cursor(None, self._position(after_seq)), run) as follower:
+        cursor = Cursor(None, self._position(after_seq))
+        follower: Follower[Union[Event, Gap]] = Follower(self._reader, cursor, run)
+        with follower:
             for event in follower:
                 if isinstance(event, Gap):
                     self.get()  # NoSuchRun, unless an older run of this name is meant
@@ -163,12 +166,13 @@ class RunReader:
         return present(namespace=self.namespace, run_id=self.run_id)
 
 
-class Follower(Iterator[Union[Event, Gap]]):
+class Follower(Iterator[_Item]):
     """Yields events as they are committed, each once and in order of position, and never ends by itself.
 
     A lost connection is made again, with growing pauses, and continues behind `cursor`: the last event that was given
     out, or further where later ones did not match. Raises PositionExpired when the history is another one than before.
-    Where events were deleted that it would have given out, it yields a Gap, possibly again after a lost connection. A
+    Where events were deleted that it would have given out, it yields a Gap, possibly again after a lost connection. What
+    is only shown it yields where that was asked for. A
     follower is for one thread; close it, or leave its block, to end it.
     """
 
@@ -182,13 +186,20 @@ class Follower(Iterator[Union[Event, Gap]]):
         self.closed = reader.off
         if not self.closed:
             self._connect()
+            if filters.get("published"):
+                self._read()  # what is shown from this moment on is seen: the daemon has begun
 
     @property
     def cursor(self) -> Optional[Cursor]:
         """Up to where it has looked; None before it was connected."""
         return self._place.cursor
 
-    def __enter__(self) -> Follower:
+    @property
+    def dropped(self) -> int:
+        """How much of what is only shown went unseen, because this follower was too slow for it."""
+        return self._place.dropped
+
+    def __enter__(self) -> Follower[_Item]:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -200,11 +211,11 @@ class Follower(Iterator[Union[Event, Gap]]):
         if self._connection is not None:
             self._connection.close()
 
-    def __next__(self) -> Union[Event, Gap]:
+    def __next__(self) -> _Item:
         while not self.closed:
             item = self._place.next_item()
             if item is not None:
-                return item
+                return cast("_Item", item)  # the daemon gives what was asked for
             try:
                 self._read()
             except ShuttingDown:
@@ -244,7 +255,8 @@ class Place:
         self._filters = filters
         self._tail = tail
         self._failures = 0
-        self._items: Iterator[Union[Event, Gap]] = iter(())
+        self.dropped = 0
+        self._items: Iterator[Union[Event, Gap, Published]] = iter(())
         self._next_cursor = cursor
 
     @property
@@ -266,9 +278,10 @@ class Place:
         self._failures = 0
         self._tail = None
         self._next_cursor = Cursor(reply["cursor"].get("instance_id"), reply["cursor"]["position"])
+        self.dropped += reply.get("dropped", 0)
         self._items = _items(reply["items"])
 
-    def next_item(self) -> Union[Event, Gap, None]:
+    def next_item(self) -> Union[Event, Gap, Published, None]:
         """The next item to give out; None where another reply is needed."""
         for item in self._items:
             if isinstance(item, Event):  # a gap may reach beyond events that are still to come
@@ -290,13 +303,15 @@ def is_wanted(event: Event, filters: Mapping[str, Any], after_seq: int) -> bool:
     return (types is None or event.type in types) and (kinds is None or event.kind in kinds) and event.seq > after_seq
 
 
-def _items(items: List[Dict[str, Any]]) -> Iterator[Union[Event, Gap]]:
+def _items(items: List[Dict[str, Any]]) -> Iterator[Union[Event, Gap, Published]]:
     """What the items of a reply are; kinds of items that this version does not know are left out."""
     for item in items:
         if item.get("event") is not None:
             yield Event.from_wire(item["event"])
         elif item.get("gap") is not None:
             yield Gap(**item["gap"])
+        elif item.get("published") is not None:
+            yield Published.from_wire(item["published"])
 
 
 def follow_from(cursor: Union[int, Cursor, None]) -> Optional[Cursor]:

@@ -47,9 +47,11 @@ class Stored(NamedTuple):
 
 
 class SmallHistory:
-    """Answers Describe, BeginRun and Append in a thread; `before` sees each call first and may raise one of the above.
+    """Answers Describe, BeginRun, Append and Publish in a thread; `before` sees each call first and may raise one of the
+    above.
 
-    `calls` are those that came, `stored` the events in their order. `close` and `open` are the daemon's end and start.
+    `calls` are those that came, `stored` the events in their order, `seen` what a follower would get: the types of events
+    and the texts of what is only shown. `close` and `open` are the daemon's end and start.
     """
 
     def __init__(self, path: Path) -> None:
@@ -57,6 +59,8 @@ class SmallHistory:
         self.before: Callable[[str, dict[str, Any]], None] = lambda method, parameters: None
         self.calls: list[tuple[str, dict[str, Any]]] = []
         self.stored: list[Stored] = []
+        self.seen: list[str] = []
+        self.features = ["publish"]
         self.epochs: dict[str, tuple[str, int]] = {}
         self.last_n: dict[tuple[str, str], int] = {}
         self.connections = 0
@@ -136,7 +140,8 @@ class SmallHistory:
             try:
                 self.calls.append((method, call.parameters))
                 self.before(method, call.parameters)
-                return machine.send_reply(getattr(self, f"_{method}")(**call.parameters))
+                reply = machine.send_reply(getattr(self, f"_{method}")(**call.parameters))
+                return b"" if call.oneway else reply
             except Refuse as refusal:
                 return machine.send_error(refusal.name, refusal.parameters)
             except Vanish as vanish:
@@ -147,7 +152,11 @@ class SmallHistory:
                 self.changed.notify_all()
 
     def _Describe(self) -> dict[str, Any]:
-        return {"limits": LIMITS, "instance_id": "small"}
+        return {"limits": LIMITS, "instance_id": "small", "features": self.features}
+
+    def _Publish(self, run_id: str, epoch: int, events: list[Any], namespace: str | None = None) -> dict[str, Any]:
+        self.seen += [event["data"]["text"] for event in events]
+        return {}
 
     def _BeginRun(self, run: dict[str, Any], lease_key: str) -> dict[str, Any]:
         key, epoch = self.epochs.setdefault(run["run_id"], (lease_key, len(self.epochs) + 1))
@@ -164,6 +173,7 @@ class SmallHistory:
         new = events[max(0, last_n - first_n + 1) :]
         for i, event in enumerate(new):
             self.stored.append(Stored(run_id, writer, last_n + 1 + i, event))
+            self.seen.append(event["type"])
         self.last_n[run_id, writer] = last_n + len(new)
         position = 1 + len(self.stored)
         last_seq = position if new else None
