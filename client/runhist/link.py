@@ -82,7 +82,9 @@ class Link(Pump):
         connection = self._connection
         if connection is not None and self._reader in (None, me):
             self._reader = me
-            return lambda: _poll(connection, seconds)
+            silence_in_s = self._silence_in_s()
+            until = seconds if silence_in_s is None else min(seconds, silence_in_s)
+            return lambda: _poll(connection, until)
         if connection is None:
             seconds = min(seconds, max(0.001, self._retry_at - time.monotonic()))
         sleeper = threading.Lock()

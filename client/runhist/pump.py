@@ -6,7 +6,8 @@ whatever leaves the connection in doubt, an interrupt in the middle of a pump in
 come at later calls, further and further apart. A daemon that has no room or is stopping is treated alike.
 
 While nobody can be connected to, every pump moves what waits into the spool, if there is one; `saved` tells. What the
-spool does not take goes on waiting in memory.
+spool does not take goes on waiting in memory. A daemon that takes a connection and answers nothing for SILENCE_S is away
+too: it is asked who it is, and gets nothing else before it has told.
 
 Who pumps, when, and how one waits for what came of it, is not said here: `link` does it for threads, `aio` for tasks.
 
@@ -36,6 +37,7 @@ from .spool import Spool, SpoolFault
 SEND_AHEAD_BYTES = 64 * 1024  # what is handed to a full socket; the rest waits and is coalesced
 FIRST_PAUSE_S = 0.05
 LONGEST_PAUSE_S = 2.0
+SILENCE_S = 5.0  # without a reply to what was sent; a busy disk is faster
 
 _AWAY = frozenset({"not_installed", "not_running", "refused"})  # reasons for which a start of the daemon is the cure
 _PASSING = (StorageFull, Damaged, ShuttingDown)  # refusals that say nothing against the call: try again later
@@ -46,7 +48,7 @@ class Pump:
 
     def __init__(self, choice: SocketChoice, window: int, window_bytes: int, spool: Optional[Spool] = None) -> None:
         self.choice = choice
-        self.away = False  # nobody could be connected to at the last try
+        self.away = False  # nobody could be connected to at the last try, or answers
         self.spool_fault: Optional[SpoolFault] = None
         self.lock = threading.RLock()
         self.forked = False
@@ -61,6 +63,8 @@ class Pump:
         self._pumping = False
         self._failures = 0
         self._retry_at = 0.0
+        self._heard_at = 0.0  # when there was last nothing to wait for, or a reply came
+        self._is_silent = False  # SILENCE_S have passed since, and nothing has come
         self._gave_up = False
         self._shows = False  # the daemon that is connected takes what is only to be shown
         _links.add(self)
@@ -99,8 +103,9 @@ class Pump:
             if self._connection is not None:
                 if self._may_receive():
                     self._receive(self._connection)
+                    self._check_silence(self._connection)
                 self._send(self._connection)
-            if self._connection is None:
+            if self._connection is None or self._is_silent:
                 self._save()
         except (Unreachable, *_PASSING) as trouble:
             self._lose(trouble)
@@ -157,7 +162,8 @@ class Pump:
     def interest(self) -> Tuple[Optional[int], int, Optional[float]]:
         """For a caller with a poll of its own: a descriptor, its events, and in how many seconds to pump regardless."""
         if self._connection is not None:
-            return self._connection.fileno(), POLLIN | (POLLOUT if self._connection.unsent_bytes else 0), None
+            events = POLLIN | (POLLOUT if self._connection.unsent_bytes else 0)
+            return self._connection.fileno(), events, self._silence_in_s()
         return None, 0, max(0.0, self._retry_at - time.monotonic()) if self._outboxes else None
 
     @property
@@ -179,14 +185,31 @@ class Pump:
     def _connect_if_due(self) -> None:
         if self._connection is None and self._outboxes and time.monotonic() >= self._retry_at:
             self._connection = Connection.open(self.choice, timeout=0)
-            self.away = False
-            self.spool_fault = None
+            if not self._is_silent:
+                self.away = False
+                self.spool_fault = None
+            self._heard_at = time.monotonic()
             self._flights.append(None)
             self._connection.send("Describe", {})
+
+    def _silence_in_s(self) -> Optional[float]:
+        """In how many seconds the daemon will have been silent for too long; None when nothing is expected of it."""
+        if not self._flights or self._is_silent:
+            return None
+        return max(0.0, self._heard_at + SILENCE_S - time.monotonic())
+
+    def _check_silence(self, connection: Connection) -> None:
+        if self._silence_in_s() == 0:
+            self._is_silent = self.away = True
+            raise connection.unreachable("timeout")
 
     def _receive(self, connection: Connection) -> None:
         for reply in connection.receive():
             flight = self._flights.popleft()
+            self._heard_at = time.monotonic()
+            if self._is_silent:
+                self._is_silent = self.away = False
+                self.spool_fault = None
             if reply.error is not None:
                 self._take_error(connection, flight, reply)
                 continue
@@ -218,7 +241,7 @@ class Pump:
             flight.outbox.refuse(flight, error)
 
     def _send(self, connection: Connection) -> None:
-        for outbox in list(self._outboxes):
+        for outbox in [] if self._is_silent else list(self._outboxes):
             while connection.unsent_bytes < SEND_AHEAD_BYTES:
                 shown = outbox.depart_shown(self._frame_bytes)
                 if shown is not None:
@@ -228,6 +251,8 @@ class Pump:
                 departure = outbox.depart(self._frame_bytes)
                 if departure is None:
                     break
+                if not self._flights:
+                    self._heard_at = time.monotonic()
                 self._flights.append(departure.flight)
                 connection.send(departure.method, departure.parameters)
                 connection.push()
@@ -239,7 +264,7 @@ class Pump:
         if connection is not None:
             connection.close()
         elif isinstance(trouble, Unreachable):
-            self.away = trouble.reason in _AWAY
+            self.away = trouble.reason in _AWAY or self._is_silent
         self._flights.clear()
         self._shows = False
         for outbox in list(self._outboxes):

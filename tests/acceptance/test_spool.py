@@ -345,3 +345,46 @@ def test_a_command_that_is_recorded_without_a_daemon_is_in_the_history_later(env
     assert run.status == "failed"
     texts = [event.data["text"] for event in runhist.connect().run(run.run_id).events() if event.kind == "output"]
     assert texts == ["one", "two"] and files(env) == []
+
+
+def test_a_daemon_that_hangs_is_away_until_it_answers_again(env: Daemon) -> None:
+    env.start()
+    code = """
+import runhist.pump
+runhist.pump.SILENCE_S = 0.5
+run = history.begin_run(run_id="r")
+for i in range(3):
+    run.append("x", {"i": i})
+print(run.flush().durable, flush=True)
+sys.stdin.readline()
+for i in range(3, 600):
+    run.append("x", {"i": i})
+print(run.flush().durable, history.mode, flush=True)
+sibling = history.begin_run(run_id="s")
+sibling.append("x", {"i": 0})
+print(sibling.flush().durable, run.faults + sibling.faults, flush=True)
+sys.stdin.readline()
+run.append("x", {"i": 600})
+import time
+while {run.flush().durable, sibling.flush().durable} != {"committed"}:
+    time.sleep(0.05)
+print(history.mode, flush=True)
+"""
+    process = engine(env, code)
+    assert process.stdin is not None
+    assert read_line(process) == "committed"
+    os.kill(env.pid, signal.SIGSTOP)
+    try:
+        process.stdin.write(b"\n")
+        process.stdin.flush()
+        assert read_line(process) == "spooled spooling"
+        assert read_line(process) == "spooled 0"
+    finally:
+        os.kill(env.pid, signal.SIGCONT)
+    process.stdin.write(b"\n")
+    process.stdin.flush()
+    assert read_line(process) == "recording"
+    end(process)
+    assert (numbers("r"), numbers("s")) == (list(range(601)), [0])
+    assert files(env) == []
+    verify(env)
