@@ -7,9 +7,11 @@ import concurrent.futures
 import contextvars
 import logging
 import os
+import re
 import subprocess
 import sys
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,8 +19,10 @@ import trio
 
 import runhist
 from runhist import StaleEpoch, environment
+from tests.client.cli.shells import RUNHIST
 from tests.client.cli.shells import run as run_command
 from tests.client.conftest import Refuse
+from tests.test_packaging import real_python_39
 
 if TYPE_CHECKING:
     from tests.client.conftest import SmallHistory
@@ -332,3 +336,56 @@ def test_a_lent_run_that_was_taken_over_breaks_only_who_records_into_it(
     with pytest.raises(StaleEpoch):
         lent.flush()
     assert runhist.current_run() is lent and lent.faults == 1
+
+
+# as it is told
+
+
+def test_what_the_readme_shows_is_so(daemon: Daemon, history: runhist.History, tmp_path: Path) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
+    (program,) = [text for text in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "@runhist.step" in text]
+    (tmp_path / "release.py").write_text(program, "utf-8")
+    command = tmp_path / "bin" / "runhist"
+    command.parent.mkdir()
+    command.write_text(f"#!{sys.executable}\n{RUNHIST[2]}\n")
+    command.chmod(0o755)
+    env = {**daemon.env, "PATH": f"{command.parent}:{os.environ['PATH']}"}
+    done = subprocess.run([sys.executable, "release.py"], cwd=tmp_path, env=env, capture_output=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    child, parent = history.list_runs()
+    assert (parent.workflow, child.workflow, child.parent_run_id) == ("release", "sleep", parent.run_id)
+    events = [event for event in history.run(parent.run_id).events() if isinstance(event, runhist.Event)]
+    steps = ["step.started", "output", "target:ready", "step.completed"]
+    assert [event.type for event in events] == ["run.started", *steps, *steps, "note", "run.completed"]
+    assert [event.step_id for event in events if event.kind == "output"] == ["build", "build#2"]
+
+
+OLD_PYTHON = """\
+import asyncio, logging, runhist
+logging.getLogger().addHandler(runhist.LogHandler())
+@runhist.step("items")
+def items():
+    yield (yield 1)
+@runhist.step("later")
+async def later():
+    yield 1
+    yield 2
+@runhist.step("work")
+async def work():
+    async for _ in later(): pass
+    return await asyncio.to_thread(runhist.current_run)
+with runhist.connect().begin_run() as run:
+    assert list(items()) == [1, None]
+    assert asyncio.run(work()) is run
+    logging.warning("hot")
+assert run.flush().durable == "committed"
+"""
+
+
+def test_it_works_on_the_oldest_python_that_the_client_takes(daemon: Daemon, history: runhist.History) -> None:
+    env = {**daemon.env, "PYTHONPATH": str(Path(runhist.__file__).parents[1])}
+    done = subprocess.run([real_python_39(), "-W", "error", "-c", OLD_PYTHON], env=env, capture_output=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, b"")
+    (found,) = history.list_runs()
+    steps = [(step.step_id, step.status, step.parent_step_id) for step in history.run(found.run_id).steps()]
+    assert steps == [("items", "completed", None), ("work", "completed", None), ("later", "completed", "work")]
