@@ -21,10 +21,14 @@ from pathlib import Path
 import pytest
 
 import runhistd
+from runhist import environment
 from runhist.paths import MAX_SOCKET_PATH_BYTES, SOCKET_NAME
 
 # Or every program that a test starts, and that is hundreds, would compile all modules anew.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+for _lent in (environment.RUN, environment.NAMESPACE, environment.LEASE, environment.TRACEPARENT):
+    os.environ.pop(_lent, None)  # whoever records the tests lends them a run, which is not theirs to add to
 
 DEADLINE_S = 30.0  # for another program to do what was asked; generous, since two cores may be shared with much else
 GET_INFO = b'{"method":"org.varlink.service.GetInfo","parameters":{}}\0'

@@ -7,7 +7,8 @@ defines the header of that name (https://www.w3.org/TR/trace-context/#traceparen
 ignored, as it asks for.
 
 One rule for all that begin a run: the namespace is the one that is named, else RUNHIST_NAMESPACE; the parent is the run
-that is named, else the current one, if it is of the same namespace, since a parent's name counts in its child's.
+that is named, else the current one, if it is of the same namespace, since a parent's name counts in its child's. (Only
+`runhist begin` looks twice: the shell that it works for still has the variables of a run that it began before.)
 """
 
 from __future__ import annotations

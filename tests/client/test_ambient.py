@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,13 +30,6 @@ if TYPE_CHECKING:
     from tests.conftest import Daemon
 
 TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
-
-
-@pytest.fixture(autouse=True)
-def nothing_lent(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No run is lent to the tests themselves."""
-    for name in (environment.RUN, environment.NAMESPACE, environment.LEASE, environment.TRACEPARENT):
-        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture
@@ -225,6 +219,23 @@ def test_a_process_that_exec_started_joins_its_run(daemon: Daemon, history: runh
     (found,) = history.list_runs()
     types = [event.type for event in history.run(found.run_id).events() if isinstance(event, runhist.Event)]
     assert types == ["run.started", "output", "step.started", "from-child", "step.completed", "run.completed"]
+
+
+def test_what_a_process_adds_while_there_is_no_daemon_is_kept_for_it(
+    daemon: Daemon, history: runhist.History, wait_until: Callable[..., None]
+) -> None:
+    run = history.begin_run()
+    run.flush()
+    daemon.kill()
+    lent = {**daemon.env, **run.environ()}
+    done = subprocess.run([sys.executable, "-c", JOIN], env=lent, check=True, timeout=60, capture_output=True)
+    assert done.stderr == b""
+    daemon.start()
+    reader = history.run(run.run_id)
+    wait_until(lambda: reader.get().last_seq == 5, "it is taken in")
+    types = [event.type for event in reader.events() if isinstance(event, runhist.Event)]
+    assert types == ["run.started", "output", "step.started", "from-child", "step.completed"]
+    assert reader.get().status == "running"
 
 
 def test_all_threads_of_a_process_share_one_handle_of_the_lent_run(

@@ -33,13 +33,6 @@ MALFORMED = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def nothing_lent(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No run is lent to the tests themselves."""
-    for name in (environment.RUN, environment.NAMESPACE, environment.LEASE, environment.TRACEPARENT):
-        monkeypatch.delenv(name, raising=False)
-
-
 @pytest.fixture
 def history(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> runhist.History:
     """The history of a daemon that runs."""

@@ -34,8 +34,9 @@ are not recorded. The command is run even if it cannot be recorded; one line on 
 EPILOG = """\
 The exit status is the command's; a death by signal is repeated. 125: runhist is at fault; 126: the command cannot be
 executed; 127: it was not found. The command finds RUNHIST_RUN, RUNHIST_NAMESPACE, RUNHIST_LEASE and RUNHIST_SOCKET in its
-environment, so that `runhist append` adds to its run, and the runs that it begins are children of it. On a pseudo-terminal,
-what the command leaves running in the background is hung up at its end, as when a terminal is closed.
+environment, so that `runhist append` adds to its run, and the runs that it begins are children of it; a TRACEPARENT (W3C
+Trace Context) is handed on, and kept with the run. On a pseudo-terminal, what the command leaves running in the background
+is hung up at its end, as when a terminal is closed.
 """
 
 
