@@ -5,7 +5,7 @@ The daemon calls these in threads. Rows come back as they were committed: a read
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -108,7 +108,8 @@ def get_run(connection: apsw.Connection, uid: int, namespace: str, run_id: str) 
             spec.traceparent,
             bool(pinned),
         )
-        return _view(connection, run), detail
+        (view,) = _views(connection, [run])
+        return view, detail
 
 
 def list_runs(connection: apsw.Connection, uid: int, filter: RunFilter, page: str | None, limit: int) -> RunPage:
@@ -116,7 +117,7 @@ def list_runs(connection: apsw.Connection, uid: int, filter: RunFilter, page: st
     with snapshot(connection):
         runs, next_page = _list(connection, uid, filter, page, limit)
         ((total,),) = connection.execute(sql.COUNT_RUNS, (uid,))
-        return RunPage([_view(connection, run) for run in runs], next_page, total)
+        return RunPage(_views(connection, runs), next_page, total)
 
 
 def list_interrupted(
@@ -127,11 +128,11 @@ def list_interrupted(
         runs, next_page = _list(connection, uid, evolve(filter, status=("paused", "incomplete")), page, limit)
         found = [
             Interrupted(
-                _view(connection, run),
+                view,
                 run.head.status == "incomplete" or run.head.gate_answer_seq is not None,
                 _evidence(connection, run.number),
             )
-            for run in runs
+            for run, view in zip(runs, _views(connection, runs), strict=True)
         ]
     return found, next_page
 
@@ -305,17 +306,18 @@ def _listed_rows(
     return rows
 
 
-def _view(connection: apsw.Connection, run: CachedRun) -> Run:
+def _views(connection: apsw.Connection, runs: Sequence[CachedRun]) -> list[Run]:
+    numbers = _encode([run.number for run in runs]).decode()
+    neighbours = {run: endings for run, *endings in connection.execute(sql.NEIGHBOURS, (numbers,))}
+    return [_view(run, [ending[::-1] for ending in neighbours[run.number] if ending is not None]) for run in runs]
+
+
+def _view(run: CachedRun, neighbours: list[str]) -> Run:
     head: Head = run.head
-    uid, namespace, run_id = run.name
+    _, namespace, run_id = run.name
     gate = None
     if head.status == "paused" and head.gate_seq is not None:
         gate = Gate(head.gate_seq, head.gate_name, head.gate_prompt, head.gate_answer_seq is not None)
-    neighbours = [
-        row[0]
-        for statement in (sql.ENDING_BEFORE, sql.ENDING_AFTER)
-        for row in connection.execute(statement, (uid, run_id[::-1]))
-    ]
     return Run(
         namespace=namespace,
         run_id=run_id,

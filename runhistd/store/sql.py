@@ -245,7 +245,11 @@ SELECT {_ARTIFACT_COLUMNS} FROM events WHERE run = :run AND kind = 'artifact'
 # --- reading ---
 
 RUN_NUMBER: Final = "SELECT run FROM runs WHERE uid = ? AND namespace = ? AND run_id = ?"
-COUNT_RUNS: Final = "SELECT count(*) FROM runs WHERE uid = ?"
+# Where all runs are one user's, as nearly everywhere, their number is read off the pages without a look at each.
+COUNT_RUNS: Final = """
+SELECT CASE WHEN EXISTS (SELECT 1 FROM runs WHERE uid < ?1) OR EXISTS (SELECT 1 FROM runs WHERE uid > ?1)
+  THEN (SELECT count(*) FROM runs WHERE uid = ?1) ELSE (SELECT count(*) FROM runs) END
+"""
 COUNT_STATUSES: Final = "SELECT status, count(*) FROM runs WHERE uid = ? GROUP BY status"
 EVIDENCE: Final = "SELECT evidence FROM runs WHERE run = ?"
 DOCUMENTS: Final = "SELECT name, document FROM documents WHERE run = ?"
@@ -257,8 +261,9 @@ _WANTED: Final = """
   AND (:team_id IS NULL OR team_id = :team_id) AND (:team_run_id IS NULL OR team_run_id = :team_run_id)
   AND (:since_us IS NULL OR created_us >= :since_us)
 """
+# By run, which is the newest first; by an index of uid every run would be found, and then sorted.
 LIST_RUNS: Final = f"""
-SELECT {_HEAD_COLUMNS} FROM runs WHERE uid = :uid AND run < :before AND {_WANTED} ORDER BY run DESC LIMIT :limit
+SELECT {_HEAD_COLUMNS} FROM runs NOT INDEXED WHERE uid = :uid AND run < :before AND {_WANTED} ORDER BY run DESC LIMIT :limit
 """  # noqa: S608
 LIST_RUNS_OF_TEAM: Final = f"""
 SELECT {_HEAD_COLUMNS} FROM runs INDEXED BY runs_by_team
@@ -284,8 +289,13 @@ SELECT {_HEAD_COLUMNS} FROM runs WHERE run IN (
   AND (:statuses IS NULL OR status IN (SELECT value FROM json_each(:statuses))) AND {_WANTED}
 ORDER BY run_id = :name DESC, run DESC LIMIT :limit
 """  # noqa: S608
-ENDING_BEFORE: Final = "SELECT run_id FROM runs WHERE uid = ? AND ending < ? ORDER BY ending DESC LIMIT 1"
-ENDING_AFTER: Final = "SELECT run_id FROM runs WHERE uid = ? AND ending > ? ORDER BY ending LIMIT 1"
+# The endings that stand before and behind that of each run, all in one statement: a list asks for fifty.
+NEIGHBOURS: Final = """
+SELECT run,
+  (SELECT ending FROM runs WHERE uid = listed.uid AND ending < listed.ending ORDER BY ending DESC LIMIT 1),
+  (SELECT ending FROM runs WHERE uid = listed.uid AND ending > listed.ending ORDER BY ending LIMIT 1)
+FROM runs AS listed WHERE run IN (SELECT value FROM json_each(?))
+"""
 
 STEPS: Final = f"SELECT {_STEP_COLUMNS} FROM steps WHERE run = ? AND first_seq > ? ORDER BY first_seq LIMIT ?"  # noqa: S608
 USAGE: Final = f"""

@@ -40,6 +40,26 @@ def test_runs_are_listed_newest_first_in_pages_without_a_gap(history: History, c
     assert (ids(second), ids(third), third.next_page) == (["r2", "r1"], ["r0"], None)
 
 
+def test_a_page_of_the_newest_runs_looks_at_no_others(history: History, connection: apsw.Connection) -> None:
+    for i in range(300):
+        history.begin(f"r{i}")
+    steps = 0
+
+    def count() -> bool:
+        nonlocal steps
+        steps += 1
+        return False  # go on
+
+    connection.set_progress_handler(count, 10)
+    reader.list_runs(connection, UID, RunFilter(), None, 50)
+    steps_of_some = steps
+    for i in range(300, 3000):
+        history.begin(f"r{i}")
+    steps = 0
+    reader.list_runs(connection, UID, RunFilter(), None, 50)
+    assert 0 < steps < 1.2 * steps_of_some
+
+
 def test_filters_restrict_and_may_be_combined(history: History, connection: apsw.Connection) -> None:
     history.begin("a", agent_id="x", workflow="w")
     history.begin("b", agent_id="y", workflow="w", parent_run_id="a")
@@ -84,6 +104,7 @@ def test_nobody_sees_the_runs_of_another_user(history: History, connection: apsw
     history.begin("mine")
     history.begin("other", uid=UID + 1)
     assert listed(connection) == ["mine"]
+    assert [reader.list_runs(connection, uid, RunFilter(), None, 1).total for uid in (UID, UID + 1)] == [1, 1]
     assert listed(connection, name="other") == []
     with pytest.raises(NoSuchRun):
         reader.get_run(connection, UID, "default", "other")
