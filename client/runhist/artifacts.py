@@ -6,13 +6,29 @@ import base64
 import hashlib
 import os
 from pathlib import Path
-from typing import Any, BinaryIO, Dict, Iterator, Mapping, Optional, Union
+from typing import Any, BinaryIO, Callable, Dict, Iterator, Mapping, Optional, Tuple, Union
 
 from .connection import Connection
 from .encoding import plain_text, present
 from .ids import new_uuid
+from .protocol.errors import RunhistError
 
 CHUNK_BYTES = 256 * 1024  # of content in one message: neither side ever holds more of it
+
+
+def gather(
+    path: str, *, name: Optional[str], kind: Optional[str], digest: bool, keep: Optional[Callable[[], Connection]]
+) -> Tuple[Dict[str, Any], Optional[Exception]]:
+    """What is to be recorded of a file, and the fault if that is not all; over `keep` the daemon is given the content."""
+    members: Dict[str, Any] = {"name": plain_text(name or path), "path": plain_text(path)}
+    try:
+        members = describe(path, name=name, kind=kind, digest=digest)
+        if keep is not None:
+            with Path(path).open("rb") as file, keep() as connection:
+                members.update(put(connection, file))
+    except (OSError, RunhistError) as error:
+        return members, error
+    return members, None
 
 
 def describe(

@@ -16,7 +16,7 @@ from .ids import new_uuid
 from .outbox import Outbox
 from .protocol.errors import NoSuchRun, NotAllowed
 from .reading import RunReader
-from .records import Event, Gap
+from .records import Event, Gap, RunRecord
 from .run import Run
 
 if TYPE_CHECKING:
@@ -80,31 +80,49 @@ def claim_run(
     takeover: bool = False,
 ) -> ClaimedRun:
     """Claim a run. Raises the refusals of `History.claim_run`, and Unreachable."""
-    reader = RunReader(history._reader, namespace, run_id)
-    lease_key = new_uuid()
-    events = [] if answer is UNSET else [gate_answer(reader, answer, lease_key)]
-    expected = {"expect_status": None if expect_status is None else list(expect_status), "expect_seq": expect_seq}
-    claim = {**present(namespace=namespace, **expected), "run_id": run_id, "lease_key": lease_key, "takeover": takeover}
     if history._link is None:
         raise NoSuchRun(namespace=namespace or "default", run_id=run_id)
-    granted = call_again_if_lost("ClaimRun", encode({**claim, "events": events}), history._link.choice, history.deadline)
+    lease_key = new_uuid()
+    answers = []
+    if answer is not UNSET:
+        answers = [gate_answer(RunReader(history._reader, namespace, run_id).get(), answer, lease_key)]
+    claim = claim_request(namespace, run_id, lease_key, answers, expect_status, expect_seq, takeover)
+    granted = call_again_if_lost("ClaimRun", claim, history._link.choice, history.deadline)
     faults = history._new_faults()
     outbox = Outbox(faults, granted["namespace"], run_id, None, granted["epoch"])
     return ClaimedRun(history, outbox, faults, run_id, granted["last_seq"])
 
 
-def gate_answer(reader: RunReader, answer: Any, key: str) -> Dict[str, Any]:
+def claim_request(
+    namespace: Optional[str],
+    run_id: str,
+    lease_key: str,
+    answers: Sequence[Mapping[str, Any]],
+    expect_status: Optional[Sequence[str]],
+    expect_seq: Optional[int],
+    takeover: bool,
+) -> bytes:
+    """The parameters of ClaimRun. Raises Unencodable where an answer is not JSON."""
+    expected = {"expect_status": None if expect_status is None else list(expect_status), "expect_seq": expect_seq}
+    claim = {**present(namespace=namespace, **expected), "run_id": run_id, "lease_key": lease_key, "takeover": takeover}
+    return encode({**claim, "events": list(answers)})
+
+
+def gate_answer(run: RunRecord, answer: Any, key: str) -> Dict[str, Any]:
     """The event that answers the run's open gate. Raises NotAllowed where none is open."""
-    gate = reader.get().gate
-    if gate is None:
+    if run.gate is None:
         raise NotAllowed(parameter="answer", reason="the run is not paused at a gate")
-    return {"type": "gate.answered", "key": key, "data": {"gate_seq": gate.gate_seq, "answer": answer}}
+    return {"type": "gate.answered", "key": key, "data": {"gate_seq": run.gate.gate_seq, "answer": answer}}
+
+
+def answer_request(run: RunRecord, namespace: Optional[str], answer: Any) -> bytes:
+    """The parameters of the Append that answers the run's open gate. Raises NotAllowed, Unencodable."""
+    event = gate_answer(run, answer, new_uuid())
+    return encode({**present(namespace=namespace), "run_id": run.run_id, "events": [event]})
 
 
 def answer_gate(history: History, namespace: Optional[str], run_id: str, answer: Any) -> None:
     """Answer the gate that a run is paused at, without owning the run. Raises Conflict where it was answered already."""
-    key = new_uuid()
-    event = gate_answer(RunReader(history._reader, namespace, run_id), answer, key)
-    request = encode({**present(namespace=namespace), "run_id": run_id, "events": [event]})
+    request = answer_request(RunReader(history._reader, namespace, run_id).get(), namespace, answer)
     assert history._link is not None  # or reading the gate would have raised
     call_again_if_lost("Append", request, history._link.choice, history.deadline)

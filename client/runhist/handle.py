@@ -22,7 +22,7 @@ from .outbox import Entry, Outbox
 from .protocol.errors import Refusal, RunhistError, StaleEpoch, TooLarge
 from .pump import Pump
 from .recorder import Recorder
-from .records import TERMINAL_KINDS, Receipt
+from .records import TERMINAL_KINDS, Event, Receipt
 from .steps import Recording, Step, innermost_step
 
 _UNSET: Any = object()
@@ -204,6 +204,13 @@ class RunHandle(Recording):
         else:
             self.complete()
 
+    def _record_artifact(self, path: str, members: Mapping[str, Any], error: Optional[Exception]) -> None:
+        """Record what `artifacts.gather` found out."""
+        if error is not None and self._link is not None:
+            with self._link.lock:
+                self._faults.add("artifact", error, f"the artifact {path!r} of run {self._run_id} is incomplete: {error}")
+        self._record("artifact", members)
+
     # what became of it
 
     def _take_stock(self, link: Pump, outbox: Outbox) -> Receipt:
@@ -341,3 +348,10 @@ class RunHandle(Recording):
         )
         self._history._journal.add("forked", text)
         self._history._journal.write()
+
+
+def is_answer(event: Event) -> bool:
+    """Whether it is the answer that the one who paused a run waits for. Raises StaleEpoch where another one went on."""
+    if event.kind == "run.resumed":
+        raise StaleEpoch(epoch=event.epoch, owner_pid=event.data.get("pid"), last_n=0)
+    return event.kind == "gate.answered"

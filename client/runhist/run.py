@@ -10,17 +10,15 @@ An exception that is leaving a block is never replaced by one of recording's; `f
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Dict, Iterator, Optional, Sequence, Type, TypeVar, Union
+from typing import TYPE_CHECKING, Any, Iterator, Optional, Sequence, Type, TypeVar, Union
 
 from . import ambient
-from .encoding import plain_text
 from .faults import Faults
-from .handle import RunHandle
+from .handle import RunHandle, is_answer
 from .link import Link
 from .outbox import Outbox
-from .protocol.errors import RunClosed, RunhistError, StaleEpoch
+from .protocol.errors import RunClosed, RunhistError
 from .reading import RunReader
 from .records import Event, Gap, Receipt
 
@@ -66,19 +64,11 @@ class Run(RunHandle):
         """
         if self._link is None:
             return
-        from .artifacts import describe, put
+        from .artifacts import gather
 
         given = os.fspath(path)
-        members: Dict[str, Any] = {"name": plain_text(name or given), "path": plain_text(given)}
-        try:
-            members = describe(given, name=name, kind=kind, digest=digest)
-            if keep:
-                with Path(given).open("rb") as file, self._history._reader.connect() as connection:
-                    members.update(put(connection, file))
-        except (OSError, RunhistError) as error:
-            with self._link.lock:
-                self._faults.add("artifact", error, f"the artifact {given!r} of run {self._run_id} is incomplete: {error}")
-        self._record("artifact", members)
+        connect = self._history._reader.connect if keep else None
+        self._record_artifact(given, *gather(given, name=name, kind=kind, digest=digest, keep=connect))
 
     def wait_gate(self) -> Any:
         """The answer to the gate that this handle paused the run at, waited for without an end.
@@ -90,12 +80,8 @@ class Run(RunHandle):
         reader = RunReader(self._history._reader, self.namespace, self._run_id)
         gate_seq = self._outbox.last_seq if self._outbox else None  # nothing of ours comes behind it
         for event in reader.events(follow=True, after_seq=gate_seq or 0):
-            if isinstance(event, Gap):
-                continue
-            if event.kind == "gate.answered":
+            if isinstance(event, Event) and is_answer(event):
                 return event.data.get("answer")
-            if event.kind == "run.resumed":
-                raise StaleEpoch(epoch=event.epoch, owner_pid=event.data.get("pid"), last_n=0)
         raise RunClosed(status=reader.get().status)
 
     def release(self) -> None:

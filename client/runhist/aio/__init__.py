@@ -14,8 +14,10 @@ history's own, which lives as long as the history's block; so an event leaves at
 
 from __future__ import annotations
 
+from .claim import ClaimedRun
 from .client import History, connect
 from .link import HistoryLeft
+from .reading import Follower, RunReader
 from .run import Run
 
-__all__ = ["History", "HistoryLeft", "Run", "connect"]
+__all__ = ["ClaimedRun", "Follower", "History", "HistoryLeft", "Run", "RunReader", "connect"]

@@ -8,17 +8,24 @@ cancellation, for what runs without a block of their own have not stored yet.
 from __future__ import annotations
 
 from types import TracebackType
-from typing import Any, Dict, Mapping, Optional, Sequence, Type
+from typing import Any, AsyncIterator, Dict, Mapping, Optional, Sequence, Type, Union
 
 import anyio
 import anyio.abc
 
-from ..ids import new_run_id
+from ..claim import UNSET, answer_request, claim_request, gate_answer
+from ..encoding import present
+from ..ids import new_run_id, new_uuid
 from ..outbox import Outbox
-from ..protocol.errors import RunhistError
+from ..protocol.errors import NoSuchRun, RunhistError
+from ..reading import follow_from
 from ..recorder import DEADLINE_S, WINDOW_BYTES, WINDOW_EVENTS, Errors, Mode, Recorder, Setting, find_setting
+from ..records import Cursor, InterruptedRun, RunRecord
 from ..spool import MAX_SPOOL_BYTES
+from .asking import call_again_if_lost
+from .claim import ClaimedRun, Claiming
 from .link import TaskLink
+from .reading import Follower, Pages, Reader, RunReader
 from .run import Opening, Run
 
 
@@ -51,6 +58,7 @@ class History(Recorder):
         super().__init__(link, setting, namespace, raising, deadline, window)
         self._link: Optional[TaskLink] = link
         self._tasks: Optional[anyio.abc.TaskGroup] = None
+        self._reader = Reader(setting.choice)
 
     @property
     def mode(self) -> Mode:
@@ -106,6 +114,7 @@ class History(Recorder):
         team_epoch: Optional[int] = None,
         root: Optional[str] = None,
         dir: Optional[str] = None,
+        traceparent: Optional[str] = None,
         namespace: Optional[str] = None,
     ) -> Opening[Run]:
         """Begin a run and own it: `run = await history.begin_run()`, or `async with history.begin_run() as run`.
@@ -115,9 +124,143 @@ class History(Recorder):
         """
         team = {"team_id": team_id, "team_run_id": team_run_id, "team_epoch": team_epoch}
         names = {"workflow": workflow, "agent_id": agent_id, "title": title, "parent_run_id": parent_run_id, **team}
-        names.update(root=root, dir=dir)
+        names.update(root=root, dir=dir, traceparent=traceparent)
         objects: Dict[str, Any] = {"definition": definition, "metadata": metadata}
         return Opening(lambda: self._begin_run(run_id, namespace, names, objects))
+
+    def claim_run(
+        self,
+        run_id: str,
+        *,
+        answer: Any = UNSET,
+        expect_status: Optional[Sequence[str]] = None,
+        expect_seq: Optional[int] = None,
+        takeover: bool = False,
+        namespace: Optional[str] = None,
+    ) -> Opening[ClaimedRun]:
+        """Go on with a run: `run = await history.claim_run(…)`, or `async with history.claim_run(…) as run`.
+
+        See `runhist.History.claim_run` for what the members mean and what is raised. A claim that is cancelled is given
+        back if it was granted.
+        """
+        namespace = self._namespace_of_one(namespace)
+        return Opening(lambda: self._claim_run(namespace, run_id, answer, expect_status, expect_seq, takeover))
+
+    async def answer_gate(self, run_id: str, answer: Any, *, namespace: Optional[str] = None) -> None:
+        """Answer the gate that a run is paused at; the run stays paused until somebody claims it.
+
+        Raises Conflict where it was answered already, NotAllowed where no gate is open, NoSuchRun, Unreachable.
+        """
+        namespace = self._namespace_of_one(namespace)
+        run = await RunReader(self._reader, namespace, run_id).get()
+        assert self._link is not None  # or reading the gate would have raised
+        await call_again_if_lost("Append", answer_request(run, namespace, answer), self._link.choice, self.deadline)
+
+    # reading
+
+    def interrupted(
+        self, *, namespace: Optional[str] = None, agent_id: Optional[str] = None, workflow: Optional[str] = None
+    ) -> AsyncIterator[InterruptedRun]:
+        """Paused and incomplete runs, newest first, with whether they can be claimed to go on, and why they stopped."""
+        namespace = self.namespace if namespace is None else namespace
+        filters = present(namespace=namespace, agent_id=agent_id, workflow=workflow)
+        return Pages(self._reader, "ListInterrupted", filters, lambda page: map(InterruptedRun.from_wire, page["runs"]))
+
+    def run(self, run_id: str, namespace: Optional[str] = None) -> RunReader:
+        """A run to read, whoever records it."""
+        return RunReader(self._reader, self._namespace_of_one(namespace), run_id)
+
+    def list_runs(
+        self,
+        *,
+        namespace: Optional[str] = None,
+        status: Optional[Sequence[str]] = None,
+        agent_id: Optional[str] = None,
+        workflow: Optional[str] = None,
+        team_id: Optional[str] = None,
+        team_run_id: Optional[str] = None,
+        parent_run_id: Optional[str] = None,
+        since_us: Optional[int] = None,
+        name: Optional[str] = None,
+        limit: Optional[int] = None,
+    ) -> AsyncIterator[RunRecord]:
+        """Runs, newest first, read page by page; without a namespace here or in `connect`, those of all.
+
+        `name` is a whole run_id, its beginning or its ending; `since_us` is a time.
+        """
+        filters = present(
+            namespace=self.namespace if namespace is None else namespace,
+            status=None if status is None else list(status),
+            agent_id=agent_id,
+            workflow=workflow,
+            team_id=team_id,
+            team_run_id=team_run_id,
+            parent_run_id=parent_run_id,
+            since_us=since_us,
+            name=name,
+        )
+        return Pages(
+            self._reader, "ListRuns", filters, lambda page: map(RunRecord.from_wire, page["runs"]), limit=limit
+        )
+
+    def follow(
+        self,
+        cursor: Union[int, Cursor, None] = None,
+        *,
+        tail: Optional[int] = None,
+        namespace: Optional[str] = None,
+        run_id: Optional[str] = None,
+        agent_id: Optional[str] = None,
+        team_run_id: Optional[str] = None,
+        types: Optional[Sequence[str]] = None,
+        kinds: Optional[Sequence[str]] = None,
+    ) -> Follower:
+        """Events of all runs as they are committed, from when it begins on. It never ends; see `Follower`.
+
+        `cursor` continues behind a `Follower.cursor` of before, 0 begins with the oldest event; `tail` begins with the
+        newest so many. Where recording is off it ends at once.
+        """
+        filters: Mapping[str, Any] = present(
+            namespace=self.namespace if namespace is None else namespace,
+            run_id=run_id,
+            agent_id=agent_id,
+            team_run_id=team_run_id,
+            types=None if types is None else list(types),
+            kinds=None if kinds is None else list(kinds),
+        )
+        return Follower(self._reader, follow_from(cursor), filters, tail)
+
+    # beginning and claiming
+
+    async def _claim_run(
+        self,
+        namespace: Optional[str],
+        run_id: str,
+        answer: Any,
+        expect_status: Optional[Sequence[str]],
+        expect_seq: Optional[int],
+        takeover: bool,
+    ) -> ClaimedRun:
+        link = self._live_link()
+        if link is None or self._tasks is None:
+            raise NoSuchRun(namespace=namespace or "default", run_id=run_id)
+        lease_key = new_uuid()
+        answers = []
+        if answer is not UNSET:
+            answers = [gate_answer(await RunReader(self._reader, namespace, run_id).get(), answer, lease_key)]
+        request = claim_request(namespace, run_id, lease_key, answers, expect_status, expect_seq, takeover)
+        claiming = Claiming(request, link.choice, self.deadline)
+        self._tasks.start_soon(claiming.run)
+        try:
+            await claiming.ended.wait()
+        except BaseException:
+            self._tasks.start_soon(claiming.give_back)
+            raise
+        if claiming.error is not None:
+            raise claiming.error
+        granted, faults = claiming.granted, self._new_faults()
+        outbox = Outbox(faults, granted["namespace"], run_id, None, granted["epoch"])
+        return ClaimedRun(self, outbox, faults, run_id, granted["last_seq"])
 
     async def _begin_run(
         self, run_id: Optional[str], namespace: Optional[str], names: Mapping[str, Any], objects: Mapping[str, Any]
@@ -127,7 +270,6 @@ class History(Recorder):
         link = self._live_link()
         if link is None or link.forked:
             return Run(self, None, faults, run_id, fresh=True)
-        namespace = self.namespace if namespace is None else namespace
         outbox = self._prepare(faults, namespace, run_id, names, objects)
         run = Run(self, outbox, faults, run_id, fresh=True)
         await self._begin(link, outbox)

@@ -9,15 +9,34 @@ exception that is leaving a block is never replaced by one of recording's.
 
 from __future__ import annotations
 
+import functools
+import os
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Callable, Coroutine, Generator, Generic, Optional, Type, TypeVar
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    AsyncIterator,
+    Callable,
+    Coroutine,
+    Generator,
+    Generic,
+    Optional,
+    Sequence,
+    Type,
+    TypeVar,
+    Union,
+)
 
+import anyio.to_thread
+
+from .. import ambient
 from ..faults import Faults
-from ..handle import RunHandle
+from ..handle import RunHandle, is_answer
 from ..outbox import Entry, Outbox
-from ..protocol.errors import RunhistError
-from ..records import Receipt
+from ..protocol.errors import RunClosed, RunhistError
+from ..records import Event, Receipt
 from .link import HistoryLeft, TaskLink
+from .reading import Item, RunEvents, RunReader
 
 if TYPE_CHECKING:
     from .client import History
@@ -37,12 +56,56 @@ class Run(RunHandle):
         self._history: History = history
         self._link: Optional[TaskLink] = history._link
 
+    async def artifact(
+        self,
+        path: Union[str, "os.PathLike[str]"],
+        *,
+        name: Optional[str] = None,
+        kind: Optional[str] = None,
+        digest: bool = False,
+        keep: bool = False,
+    ) -> None:
+        """A file that the run made; see `runhist.Run.artifact`. A worker thread reads it and gives it to the daemon."""
+        if self._link is None:
+            return
+        from ..artifacts import gather
+
+        given = os.fspath(path)
+        connect = self._history._reader.connect_blocking if keep else None
+        gathering = functools.partial(gather, given, name=name, kind=kind, digest=digest, keep=connect)
+        self._record_artifact(given, *await anyio.to_thread.run_sync(gathering, abandon_on_cancel=True))
+
+    async def wait_gate(self) -> Any:
+        """The answer to the gate that this handle paused the run at, waited for without an end.
+
+        To go on, claim the run. Raises RunClosed when the run was ended instead, StaleEpoch when another process went
+        on with it, and what `flush` raises.
+        """
+        await self.flush()
+        reader = RunReader(self._history._reader, self.namespace, self._run_id)
+        gate_seq = self._outbox.last_seq if self._outbox else None  # nothing of ours comes behind it
+        async with reader.events(follow=True, after_seq=gate_seq or 0) as events:
+            async for event in events:
+                if isinstance(event, Event) and is_answer(event):
+                    return event.data.get("answer")
+        raise RunClosed(status=(await reader.get()).status)
+
+    async def release(self) -> None:
+        """Give the run up before its end, so that another process may claim it. Raises what `flush` raises."""
+        await self.flush()
+        if self.epoch is not None:
+            name = {"namespace": self.namespace, "run_id": self._run_id}
+            await self._history._reader.call("ReleaseRun", {**name, "epoch": self.epoch})
+        self._ended = True
+
     async def __aenter__(self: _R) -> _R:
+        ambient.enter(self)
         return self
 
     async def __aexit__(
         self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
     ) -> None:
+        ambient.leave(self)
         try:
             if not self._ended:
                 self._end_as(error)
@@ -63,6 +126,25 @@ class Run(RunHandle):
         seconds = self._history.deadline if deadline is None else deadline
         await link.wait_kept(outbox, lambda: outbox.settled, seconds, patient=True)
         return self._take_stock(link, outbox)
+
+    def events(
+        self,
+        *,
+        follow: bool = False,
+        after_seq: int = 0,
+        types: Optional[Sequence[str]] = None,
+        kinds: Optional[Sequence[str]] = None,
+    ) -> RunEvents:
+        """The run's events as they are stored (see `RunReader.events`), after what this handle recorded before."""
+        reader = RunReader(self._history._reader, self.namespace, self._run_id)
+
+        async def begin() -> AsyncIterator[Item]:
+            link, outbox = self._link, self._outbox
+            if link is not None and outbox is not None:
+                await link.wait_kept(outbox, lambda: outbox.settled, self._history.deadline)
+            return await reader._open(follow, after_seq, False, types, kinds)
+
+        return RunEvents(begin)
 
     async def _settle_last(self) -> None:
         """The last flush of a block."""
