@@ -8,7 +8,7 @@ cancellation, for what runs without a block of their own have not stored yet.
 from __future__ import annotations
 
 from types import TracebackType
-from typing import Any, AsyncIterator, Dict, Mapping, Optional, Sequence, Type, Union
+from typing import Any, AsyncIterator, Dict, Literal, Mapping, Optional, Sequence, Type, Union, overload
 
 import anyio
 import anyio.abc
@@ -20,7 +20,7 @@ from ..outbox import Outbox
 from ..protocol.errors import NoSuchRun, RunhistError
 from ..reading import follow_from
 from ..recorder import DEADLINE_S, WINDOW_BYTES, WINDOW_EVENTS, Errors, Mode, Recorder, Setting, find_setting
-from ..records import Cursor, InterruptedRun, RunRecord
+from ..records import Cursor, Event, Gap, InterruptedRun, Published, RunRecord
 from ..spool import MAX_SPOOL_BYTES
 from .asking import call_again_if_lost
 from .claim import ClaimedRun, Claiming
@@ -203,6 +203,36 @@ class History(Recorder):
             self._reader, "ListRuns", filters, lambda page: map(RunRecord.from_wire, page["runs"]), limit=limit
         )
 
+    @overload
+    def follow(
+        self,
+        cursor: Union[int, Cursor, None] = ...,
+        *,
+        tail: Optional[int] = ...,
+        namespace: Optional[str] = ...,
+        run_id: Optional[str] = ...,
+        agent_id: Optional[str] = ...,
+        team_run_id: Optional[str] = ...,
+        types: Optional[Sequence[str]] = ...,
+        kinds: Optional[Sequence[str]] = ...,
+        published: Literal[False] = ...,
+    ) -> Follower[Union[Event, Gap]]: ...
+
+    @overload
+    def follow(
+        self,
+        cursor: Union[int, Cursor, None] = ...,
+        *,
+        tail: Optional[int] = ...,
+        namespace: Optional[str] = ...,
+        run_id: Optional[str] = ...,
+        agent_id: Optional[str] = ...,
+        team_run_id: Optional[str] = ...,
+        types: Optional[Sequence[str]] = ...,
+        kinds: Optional[Sequence[str]] = ...,
+        published: Literal[True],
+    ) -> Follower[Union[Event, Gap, Published]]: ...
+
     def follow(
         self,
         cursor: Union[int, Cursor, None] = None,
@@ -214,11 +244,13 @@ class History(Recorder):
         team_run_id: Optional[str] = None,
         types: Optional[Sequence[str]] = None,
         kinds: Optional[Sequence[str]] = None,
-    ) -> Follower:
+        published: bool = False,
+    ) -> Follower[Any]:
         """Events of all runs as they are committed, from when it begins on. It never ends; see `Follower`.
 
         `cursor` continues behind a `Follower.cursor` of before, 0 begins with the oldest event; `tail` begins with the
-        newest so many. Where recording is off it ends at once.
+        newest so many. With `published` also what is only shown (`Run.publish`). Where recording is off it ends at
+        once.
         """
         filters: Mapping[str, Any] = present(
             namespace=self.namespace if namespace is None else namespace,
@@ -227,6 +259,7 @@ class History(Recorder):
             team_run_id=team_run_id,
             types=None if types is None else list(types),
             kinds=None if kinds is None else list(kinds),
+            published=published or None,
         )
         return Follower(self._reader, follow_from(cursor), filters, tail)
 

@@ -167,13 +167,13 @@ class TaskLink(Pump):
         self._sleeping.cancel()
 
     async def _sleep(self) -> None:
-        """Until the socket is ready, a new try is due or somebody nudges."""
+        """Until the socket is ready, something else is due or somebody nudges."""
         descriptor, events, seconds = self.interest()
-        with anyio.CancelScope() as self._sleeping:
+        with anyio.move_on_after(seconds) as self._sleeping:
             if self._nudged:
                 return
             if descriptor is None:
-                await anyio.sleep(float("inf") if seconds is None else seconds)
+                await anyio.sleep_forever()
             elif not events & POLLOUT:
                 await anyio.wait_readable(descriptor)
             else:

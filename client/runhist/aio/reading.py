@@ -21,6 +21,7 @@ from typing import (
     Sequence,
     TypeVar,
     Union,
+    cast,
 )
 
 import anyio
@@ -33,8 +34,9 @@ from ..reading import LASTING, PAGE, READ_TIMEOUT_S, Place, as_list, is_wanted
 from ..records import TERMINAL_KINDS, Cursor, Event, Gap, RunRecord, StepRecord, Usage, UsageRow, UsageTotals
 from .asking import Asking
 
-_T = TypeVar("_T")
 Item = Union[Event, Gap]
+_T = TypeVar("_T")
+_Item = TypeVar("_Item")
 
 
 class Reader:
@@ -169,7 +171,8 @@ class RunReader:
             position = next((event["position"] for event in events if event["seq"] == after_seq), 0)
         # The filter is applied to what comes, because the run's end must be seen although the filter may leave it out.
         run = {"namespace": self.namespace or "default", "run_id": self.run_id}
-        return _RunFollower(self, Follower(self._reader, Cursor(None, position), run), filters, after_seq)
+        follower: Follower[Item] = Follower(self._reader, Cursor(None, position), run)
+        return _RunFollower(self, follower, filters, after_seq)
 
     def _name(self) -> Dict[str, Any]:
         return present(namespace=self.namespace, run_id=self.run_id)
@@ -210,7 +213,7 @@ class RunEvents(AsyncIterator[Item]):
 class _RunFollower(AsyncIterator[Item]):
     """The events of one run that goes on, up to its end."""
 
-    def __init__(self, run: RunReader, follower: Follower, filters: Mapping[str, Any], after_seq: int) -> None:
+    def __init__(self, run: RunReader, follower: Follower[Item], filters: Mapping[str, Any], after_seq: int) -> None:
         self._run = run
         self._follower = follower
         self._filters = filters
@@ -231,7 +234,7 @@ class _RunFollower(AsyncIterator[Item]):
         raise StopAsyncIteration
 
 
-class Follower(AsyncIterator[Item]):
+class Follower(AsyncIterator[_Item]):
     """Gives events as they are committed, each once and in order of position, and never ends by itself.
 
     It begins when its block is entered, or else with its first item; that raises Unreachable if there is no daemon then.
@@ -245,6 +248,7 @@ class Follower(AsyncIterator[Item]):
         self._reader = reader
         self._asking: Optional[Asking] = None
         self._has_begun = False
+        self._is_shown = bool(filters.get("published"))
         self.closed = reader.off
 
     @property
@@ -252,9 +256,16 @@ class Follower(AsyncIterator[Item]):
         """Up to where it has looked; None before it was connected."""
         return self._place.cursor
 
-    async def __aenter__(self) -> Follower:
+    @property
+    def dropped(self) -> int:
+        """How much of what is only shown went unseen, because this follower was too slow for it."""
+        return self._place.dropped
+
+    async def __aenter__(self) -> Follower[_Item]:
         if not self.closed:
-            await self._connect()
+            asking = await self._connect()
+            if self._is_shown:
+                self._place.take(await asking.reply())  # what is shown from this moment on is seen: the daemon has begun
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -266,11 +277,11 @@ class Follower(AsyncIterator[Item]):
         if self._asking is not None:
             self._asking.close()
 
-    async def __anext__(self) -> Item:
+    async def __anext__(self) -> _Item:
         while not self.closed:
             item = self._place.next_item()
             if item is not None:
-                return item
+                return cast("_Item", item)  # the daemon gives what was asked for
             try:
                 if self._asking is None or self._asking.closed:
                     await self._connect()
@@ -284,12 +295,13 @@ class Follower(AsyncIterator[Item]):
                 await self._pause()
         raise StopAsyncIteration
 
-    async def _connect(self) -> None:
+    async def _connect(self) -> Asking:
         asking = self._asking = await self._reader.connect()
         if self._place.is_now:
             self._place.begin(await asking.call("GetStatus", {}, READ_TIMEOUT_S))
         asking.stream("Follow", self._place.request())
         self._has_begun = True
+        return asking
 
     async def _pause(self) -> None:
         if self._asking is not None:

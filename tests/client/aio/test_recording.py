@@ -387,6 +387,21 @@ def test_while_the_daemon_is_away_events_are_spooled_and_stored_when_it_is_back(
     go(main)
 
 
+def test_a_daemon_that_answers_nothing_is_spooled_around(
+    small: SmallHistory, go: Go, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runhist.pump.SILENCE_S", 0.05)
+    small.before = on("Describe", Hang())
+
+    async def main() -> None:
+        async with aio.connect(deadline=LONG) as history:
+            run = await history.begin_run()
+            run.append("unheard")
+            assert (await run.flush()).durable == "spooled"
+
+    go(main)
+
+
 def test_what_is_spooled_at_the_end_of_the_history_is_left_to_the_daemon(small: SmallHistory, go: Go) -> None:
     small.close()
 

@@ -22,6 +22,7 @@ from runhist import (
     LeaseHeld,
     NoSuchRun,
     PositionExpired,
+    Published,
     RunClosed,
     StaleEpoch,
     Unreachable,
@@ -163,6 +164,30 @@ def test_a_follower_that_is_cancelled_while_it_waits_goes_on_with_the_next_event
                         await follower.__anext__()
                     run.append(f"event {i}")
                     assert types(await take(follower, 1)) == [f"event {i}"]
+
+    go(main)
+
+
+def test_what_is_only_shown_comes_in_its_place_and_is_not_kept(env: Daemon, go: Go) -> None:
+    async def main() -> None:
+        async with aio.connect(deadline=LONG) as history:
+            run = await history.begin_run()
+            await run.flush()
+            async with history.follow(published=True) as follower:
+                with run.step("answer") as step:
+                    step.delta("Hel")
+                    step.delta("lo")
+                    run.publish("progress", {"percent": 50})
+                    step.output("Hello")
+                items = await take(follower, 6)
+                assert [item.type for item in items if not isinstance(item, Gap)] == [
+                    *("step.started", "delta", "delta", "progress", "output", "step.completed"),
+                ]
+                assert [item.data for item in items if isinstance(item, Published)] == [
+                    *({"text": "Hel"}, {"text": "lo"}, {"percent": 50}),
+                ]
+                assert follower.dropped == 0
+            assert types(await gather(run.events(after_seq=1))) == ["step.started", "output", "step.completed"]
 
     go(main)
 
