@@ -1,24 +1,23 @@
 """`runhist logs`: a run's events, and with -f those to come.
 
 Following begins behind the last event that was printed, so that nothing between reading and following is lost or shown
-twice; when the daemon is restarted it goes on from there.
+twice; when the daemon is restarted it goes on from there. On a terminal the last line shows the text that a step is
+producing right now, as far as it is shown and not stored.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-import time
 from typing import Any, Dict, Iterator, List, Optional
 
-from ..connection import Connection, Unreachable
-from ..protocol.errors import ShuttingDown
+from ..connection import Connection
 from . import names, render
+from .following import patiently
+from .live import LiveLine
 from .main import FAILED, OK
 
 ENDS = {"run.completed": "completed", "run.failed": "failed", "run.cancelled": "cancelled"}
-RETRY_S = 30.0
-PAUSE_S = 0.2
 PAGE = 500
 
 
@@ -41,11 +40,16 @@ def run(args: argparse.Namespace) -> int:
         found = names.find(connection, args.name, args.namespace)
     ended = None
     printed = 0
-    for event in events(found, args.after_seq, follow=args.follow):
+    live = LiveLine() if args.follow and not args.json and args.type is None and render.may_rewrite() else None
+    for event in events(found, args.after_seq, follow=args.follow, live=live):
         ended = ENDS.get(event["kind"], ended)
         if args.type is None or event["type"] in args.type:
             printed += 1
-            sys.stdout.write(render.json_line(event) if args.json else line(event, found))
+            if live is not None:
+                live.clear()
+            sys.stdout.write(render.json_line(event) if args.json else line(event, found["started_us"]))
+            if live is not None:
+                live.pass_by(event)
             if args.follow:
                 sys.stdout.flush()
     if not printed:
@@ -54,10 +58,15 @@ def run(args: argparse.Namespace) -> int:
     return FAILED if args.exit_status and status != "completed" else OK
 
 
-def events(found: Dict[str, Any], after_seq: int, *, follow: bool) -> Iterator[Dict[str, Any]]:
-    """The run's events of the wire behind `after_seq`; with `follow` until its end, over restarts of the daemon."""
+def events(
+    found: Dict[str, Any], after_seq: int, *, follow: bool, live: Optional[LiveLine] = None
+) -> Iterator[Dict[str, Any]]:
+    """The run's events of the wire behind `after_seq`; with `follow` until its end, over restarts of the daemon.
+
+    What is only shown goes to `live`.
+    """
     seq, position, is_over = after_seq, None, False
-    for event in _patiently(lambda: _stored(found, seq), follow):  # noqa: B023 - meant: where we are by then
+    for event in patiently(lambda: _stored(found, seq), retry=follow):  # noqa: B023 - meant: where we are by then
         seq, position = event["seq"], event["position"]
         is_over = is_over or event["kind"] in ENDS
         yield event
@@ -65,32 +74,12 @@ def events(found: Dict[str, Any], after_seq: int, *, follow: bool) -> Iterator[D
         return
     if position is None and found["status"] in ENDS.values():
         return
-    for event in _patiently(lambda: _followed(found, position), follow):  # noqa: B023
+    for event in patiently(lambda: _followed(found, position, live), retry=follow):  # noqa: B023
         if event["seq"] > seq:
             seq, position = event["seq"], event["position"]
             yield event
         if event["kind"] in ENDS:
             return
-
-
-def _patiently(begin: Any, retry: bool) -> Iterator[Dict[str, Any]]:
-    """What `begin()` iterates over, begun again from where we are when the daemon goes away for a while."""
-    deadline: Optional[float] = None
-    while True:
-        try:
-            for event in begin():
-                deadline = None
-                yield event
-            return
-        except (Unreachable, ShuttingDown) as error:
-            if not retry:
-                raise
-            if deadline is None:
-                deadline = time.monotonic() + RETRY_S
-                sys.stderr.write(f"runhist: the daemon went away; waiting up to {RETRY_S:.0f} s for it\n")
-            if time.monotonic() > deadline:
-                raise error
-            time.sleep(PAUSE_S)
 
 
 def _stored(found: Dict[str, Any], after_seq: int) -> Iterator[Dict[str, Any]]:
@@ -104,34 +93,52 @@ def _stored(found: Dict[str, Any], after_seq: int) -> Iterator[Dict[str, Any]]:
             next_seq = reply.get("next_after_seq")
 
 
-def _followed(found: Dict[str, Any], position: Optional[int]) -> Iterator[Dict[str, Any]]:
+def _followed(found: Dict[str, Any], position: Optional[int], live: Optional[LiveLine]) -> Iterator[Dict[str, Any]]:
+    asked = {**names.address(found), "cursor": {"position": position or 0}, "published": live is not None}
     with Connection.open() as connection:
-        for reply in connection.stream("Follow", {**names.address(found), "cursor": {"position": position or 0}}):
-            for item in reply["items"]:
-                if item.get("gap"):
-                    with Connection.open() as reading:  # it may be about an older run of that name
-                        reading.call("GetRun", names.address(found))
-                if item.get("event"):
-                    yield item["event"]
+        try:
+            for reply in connection.stream("Follow", asked):
+                for item in reply["items"]:
+                    if item.get("gap"):
+                        with Connection.open() as reading:  # it may be about an older run of that name
+                            reading.call("GetRun", names.address(found))
+                    if item.get("event"):
+                        yield item["event"]
+                    if item.get("published") and live is not None:
+                        live.grow(item["published"])
+        finally:
+            if live is not None:
+                live.clear()
 
 
-def line(event: Dict[str, Any], found: Dict[str, Any]) -> str:
-    """One event for a person."""
-    at = render.clock(event.get("time_us") or event["received_us"])
+def line(event: Dict[str, Any], started_us: Optional[int], run: str = "") -> str:
+    """One event for a person. With `run`, what names it among others, on a terminal the line is cut to fit."""
+    head = f"{render.clock(event.get('time_us') or event['received_us'])}  {run}"
+    status = ENDS.get(event["kind"])
+    text = _text(event, started_us)
+    if run and render.on_terminal():
+        text = render.fitted(text, max(10, render.columns() - render.width(head)))
+    if status is not None:
+        word = render.status_of(status)
+        text = render.coloured(word, status) + text[len(word) :]
+    return f"{head}{text}".rstrip() + "\n"
+
+
+def _text(event: Dict[str, Any], started_us: Optional[int]) -> str:
     kind, data = event["kind"], event["data"]
     if kind in ENDS:
-        ended_us = event.get("time_us") or event["received_us"]
         reason = data.get("error") or data.get("reason")
         tail = f": {render.escaped(str(reason))}" if reason else ""
-        status = render.coloured(render.status_of(ENDS[kind]), ENDS[kind])
-        return f"{at}  {status} after {render.took(found['started_us'], ended_us)}, {event['seq']:,} events{tail}\n"
+        took = render.took(started_us, event.get("time_us") or event["received_us"])
+        after = "" if started_us is None else f" after {took}"
+        return f"{render.status_of(ENDS[kind])}{after}, {event['seq']:,} events{tail}"
     if kind == "run.started":
-        return f"{at}  ● started: {render.escaped(data.get('title') or data.get('workflow') or event['run_id'])}\n"
+        return f"● started: {render.escaped(data.get('title') or data.get('workflow') or event['run_id'])}"
     step = render.escaped(event.get("step_id") or "")
     if kind == "output":
         mark = "!" if data.get("stream") == "stderr" else " "
-        return f"{at}  {step:<10}{mark} {render.escaped(str(data.get('text', '')))}\n"
-    return f"{at}  {step:<10}  [{render.escaped(event['type'])}] {_summary(data)}".rstrip() + "\n"
+        return f"{step:<10}{mark} {render.escaped(str(data.get('text', '')))}"
+    return f"{step:<10}  [{render.escaped(event['type'])}] {_summary(data)}"
 
 
 def _summary(data: Dict[str, Any]) -> str:

@@ -16,6 +16,7 @@ COMMANDS = {
     "list": "list runs, newest first (what `runhist` alone does)",
     "show": "show one run: its steps, times, tokens and cost",
     "logs": "print a run's events; -f follows it while it runs",
+    "tail": "show the events of all runs as they come",
     "wait": "wait until runs have ended",
     "status": "how the daemon stands, and which one is meant",
     "exec": "run a command and record it, line by line",

@@ -33,6 +33,18 @@ def on_terminal() -> bool:
     return sys.stdout.isatty()
 
 
+def may_rewrite() -> bool:
+    """Whether a line that is printed can be replaced: on a terminal that knows how."""
+    return on_terminal() and os.environ.get("TERM", "dumb") != "dumb"
+
+
+def columns() -> int:
+    """How wide the terminal is."""
+    import shutil
+
+    return shutil.get_terminal_size((100, 24)).columns
+
+
 def coloured(text: str, status: str) -> str:
     """The text in the colour of that status, on a terminal that wants colours (https://no-color.org)."""
     code = COLOURS.get(status)
@@ -81,20 +93,29 @@ def fitted(text: str, columns: int) -> str:
     return taken + "…"
 
 
+def ending(text: str, columns: int) -> str:
+    """The end of the text in at most so many columns, its beginning replaced by … where it is longer."""
+    if width(text) <= columns:
+        return text
+    start, used = len(text), 1
+    while used + _columns(text[start - 1]) <= columns:
+        start -= 1
+        used += _columns(text[start])
+    return "…" + text[start:]
+
+
 def table(titles: Sequence[str], rows: Sequence[Sequence[str]], statuses: Sequence[str], right: str = "") -> str:
     """Rows under titles. The last text column takes what room is left; `right` names the columns set flush right."""
     cells = [[escaped(cell) for cell in row] for row in rows]
     widths = [max(map(width, column)) for column in zip(titles, *cells)]
     if on_terminal():
-        import shutil
-
-        _shrink(widths, shutil.get_terminal_size((100, 24)).columns - len(GAP) * (len(widths) - 1))
+        _shrink(widths, columns() - len(GAP) * (len(widths) - 1))
     lines = []
     for row, status in zip([list(titles), *cells], ["", *statuses]):
         parts = []
-        for title, cell, columns in zip(titles, row, widths):
-            shown = fitted(cell, columns)
-            pad = " " * (columns - width(shown))
+        for title, cell, room in zip(titles, row, widths):
+            shown = fitted(cell, room)
+            pad = " " * (room - width(shown))
             text = coloured(shown, status) if title == "STATUS" else shown
             parts.append(pad + text if title in right.split() else text + pad)
         lines.append(GAP.join(parts).rstrip())
