@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Dict, Iterator, Optional
 
@@ -131,5 +132,7 @@ def write_cursor(path: Path, cursor: Cursor) -> None:
             os.fsync(file.fileno())
         part.replace(path)
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise Complaint(f"cannot write {path}: {error.strerror}", FAILED) from error
+    finally:
+        with suppress(OSError):
+            part.unlink()  # is there only where something came between

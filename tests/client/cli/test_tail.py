@@ -137,6 +137,7 @@ def test_the_file_is_replaced_whole(recorder: Recorder, tmp_path: Path, wait_unt
             tail.line()
             inodes.add(file.stat().st_ino)
             json.loads(file.read_text())  # at any moment
+        tail.interrupted()
     assert len(inodes) > 1
     assert [path.name for path in tmp_path.iterdir() if "part" in path.name] == []
 
