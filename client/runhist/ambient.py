@@ -23,7 +23,7 @@ import os
 import threading
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, Mapping, Optional, Set, Tuple, TypeVar
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, Mapping, Optional, Set, Tuple, TypeVar, Union
 
 from . import environment
 from .encoding import describe_exception, present, text_members
@@ -97,21 +97,21 @@ def _lent_run() -> Optional[RunHandle]:
     if name is None:
         return None
     try:
-        epoch = environment.own_lease()
+        lease = environment.own_lease()
     except environment.BadLease as error:
         _tell_once(str(error))
         return None
-    if epoch is None:
+    if lease is None:
         return None
-    key = (os.getpid(), os.environ.get(environment.SOCKET), name, epoch)
-    return _lent.get(key) or _borrow(key, name, epoch)
+    key = (os.getpid(), os.environ.get(environment.SOCKET), name, lease)
+    return _lent.get(key) or _borrow(key, name, lease)
 
 
-def _borrow(key: Tuple[object, ...], name: environment.RunName, epoch: int) -> Run:
+def _borrow(key: Tuple[object, ...], name: environment.RunName, lease: Union[int, str]) -> Run:
     from .client import connect
     from .run import Run
 
-    made = Run.attach(connect(namespace=name.namespace or "default"), name.namespace, name.run_id, epoch)
+    made = Run.attach(connect(namespace=name.namespace or "default"), name.namespace, name.run_id, lease)
     run = _lent.setdefault(key, made)
     if run is made:
         atexit.register(_settle, run, os.getpid())

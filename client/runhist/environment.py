@@ -1,7 +1,8 @@
 """The environment variables by which a run is handed on to the processes that work for it, and what a process finds there.
 
 RUNHIST_RUN and RUNHIST_NAMESPACE name the run, RUNHIST_LEASE is the number of its lease, and whoever has that adds to the
-run; it is set and empty where the run has not begun yet, so that the lease of a run further out is not taken for its own.
+run; of a run that was begun in the spool it is the key that the lease will be granted for. It is set and empty where the
+run has not begun yet, so that the lease of a run further out is not taken for its own.
 RUNHIST_SOCKET is where the daemon answered. TRACEPARENT is the trace that the run belongs to, as the W3C's Trace Context
 defines the header of that name (https://www.w3.org/TR/trace-context/#traceparent-header); one that it would not have is
 ignored, as it asks for.
@@ -16,7 +17,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Dict, Mapping, NamedTuple, Optional
+from typing import Dict, Mapping, NamedTuple, Optional, Union
 
 RUN = "RUNHIST_RUN"
 NAMESPACE = "RUNHIST_NAMESPACE"
@@ -28,10 +29,11 @@ MAX_LEASE_DIGITS = 18  # what the wire's integers hold in any case
 
 _IDS = r"-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
 _TRACEPARENT = re.compile(rf"00{_IDS}|(?!00|ff)[0-9a-f]{{2}}{_IDS}(?:-[!-~]{{0,200}})?")
+_KEY = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 class BadLease(ValueError):
-    """RUNHIST_LEASE is no number."""
+    """RUNHIST_LEASE is neither a number nor a key."""
 
 
 class RunName(NamedTuple):
@@ -52,11 +54,13 @@ def own_run(variables: Mapping[str, str] = os.environ) -> Optional[RunName]:
     return RunName(own_namespace(variables), run_id) if run_id else None
 
 
-def own_lease() -> Optional[int]:
-    """The lease under which this process may add to `own_run`. Raises BadLease."""
+def own_lease() -> Union[int, str, None]:
+    """The lease under which this process may add to `own_run`, its epoch or its lease_key. Raises BadLease."""
     lease = os.environ.get(LEASE)
     if not lease:
         return None
+    if _KEY.fullmatch(lease):
+        return lease
     if not lease.isdecimal() or len(lease) > MAX_LEASE_DIGITS:
         raise BadLease(f"{LEASE} is {lease[:50]!r}, which is no lease")
     return int(lease)
@@ -79,9 +83,9 @@ def parent_of(namespace: Optional[str], current: Optional[RunName]) -> Optional[
     return current.run_id
 
 
-def lend(run: RunName, epoch: Optional[int], socket: Optional[Path], traceparent: Optional[str]) -> Dict[str, str]:
+def lend(run: RunName, lease: Union[int, str, None], socket: Optional[Path], traceparent: Optional[str]) -> Dict[str, str]:
     """The variables that hand a run on, to be put over those that there are. What is not known stays as it is there."""
-    variables = {RUN: run.run_id, NAMESPACE: run.namespace or "default", LEASE: "" if epoch is None else str(epoch)}
+    variables = {RUN: run.run_id, NAMESPACE: run.namespace or "default", LEASE: "" if lease is None else str(lease)}
     if socket is not None:
         variables[SOCKET] = str(socket.absolute())
     if traceparent is not None:

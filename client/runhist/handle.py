@@ -75,7 +75,7 @@ class RunHandle(Recording):
             return {}
         with self._link.lock:
             socket = self._link.socket_path
-        return lend(RunName(self.namespace, self._run_id), self.epoch, socket, self._outbox.traceparent)
+        return lend(RunName(self.namespace, self._run_id), self._outbox.lease, socket, self._outbox.traceparent)
 
     def use(self: _R) -> ContextManager[_R]:
         """A block in which `runhist.current_run` is this run, for a new thread; its end leaves the run as it is."""

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from typing import Any, Deque, List, Mapping, NamedTuple, Optional
+from typing import Any, Deque, List, Mapping, NamedTuple, Optional, Union
 
 from .encoding import encode, present
 from .faults import Faults
@@ -81,7 +81,7 @@ class HistoryLost(RunhistError):
 
 
 class Outbox:
-    """One run handle's way to the daemon: `begin` is the encoded BeginRun, or None for a run that has an epoch."""
+    """One run handle's way to the daemon: `begin` is the encoded BeginRun, or None for a run that was begun."""
 
     def __init__(
         self,
@@ -91,11 +91,14 @@ class Outbox:
         begin: Optional[bytes],
         epoch: Optional[int] = None,
         traceparent: Optional[str] = None,
+        *,
+        lease_key: Optional[str] = None,
     ) -> None:
         self.faults = faults
         self.namespace = namespace
         self.run_id = run_id
         self.epoch = epoch
+        self._lease_key = lease_key
         self.traceparent = traceparent  # what the run hands on besides its name and lease
         self.refused: Optional[RunhistError] = None
         self.stored = 0
@@ -123,9 +126,14 @@ class Outbox:
         self._behind: Deque[Entry] = deque()  # come after what is still to be read from the file
 
     @property
+    def lease(self) -> Union[int, str, None]:
+        """What the run may be appended to under: its epoch, or the lease_key that stands for it."""
+        return self._lease_key if self.epoch is None else self.epoch
+
+    @property
     def held_events(self) -> int:
         """How many events are in memory only, BeginRun counted as one."""
-        begins = self.epoch is None and self.refused is None and not self._saved_begin and not self.is_left
+        begins = self._begin is not None and self.refused is None and not self._saved_begin and not self.is_left
         return len(self._waiting) + len(self._flying) + len(self._behind) + begins
 
     @property
@@ -138,7 +146,7 @@ class Outbox:
         """Whether all that is not acknowledged is in the spool."""
         if self.is_left:
             return True
-        return self._file is not None and (self.epoch is not None or self._saved_begin) and not self._unsaved()
+        return self._file is not None and (self._begin is None or self._saved_begin) and not self._unsaved()
 
     def add(self, entry: Entry) -> None:
         """Take an event; it is the last one of the run so far."""
@@ -163,8 +171,8 @@ class Outbox:
         """The next call to send, or None while there is none. `frame_bytes` is the largest frame that the daemon takes."""
         if self.refused is not None:
             return None
-        if self.epoch is None:
-            if self._begin_flies or self._begin is None:
+        if self._begin is not None:
+            if self._begin_flies:
                 return None
             self._begin_flies = True
             return Departure("BeginRun", self._begin, Flight(self, self._round))
@@ -182,7 +190,8 @@ class Outbox:
         """The members that all Appends of this writer have in common, encoded once."""
         if not self._head:
             name = present(namespace=self.namespace, run_id=self.run_id)
-            self._head = encode({**name, "epoch": self.epoch, "writer": self._writer})[:-1]
+            lease = present(epoch=self.epoch, lease_key=self._lease_key)
+            self._head = encode({**name, **lease, "writer": self._writer})[:-1]
         return self._head
 
     def _next_batch(self, limit_bytes: int) -> Deque[Entry]:
@@ -212,11 +221,11 @@ class Outbox:
         """Take the reply to a call."""
         if flight.round != self._round:
             return
-        if self.epoch is None:
+        if self._begin is not None:
             self.namespace, self.run_id = parameters["namespace"], parameters["run_id"]
             self.position = parameters["position"]
             self.last_seq = 1
-            self.held_bytes -= len(self._begin or b"")
+            self.held_bytes -= len(self._begin)
             self._begin = None
             self.epoch = parameters["epoch"]
             self._head = b""  # the spool's had none
@@ -236,7 +245,7 @@ class Outbox:
         if flight.round != self._round:
             return
         self.rewind()
-        if self.epoch is None:
+        if self._begin is not None:
             self.give_up(refusal)
         elif isinstance(refusal, SequenceGap) and refusal.expected != flight.first_n:
             self._follow_gap(refusal.expected)
@@ -332,7 +341,7 @@ class Outbox:
         if self.refused is not None or self.is_saved or self.settled:
             return
         if self._file is None:
-            self._file = spool.create(self._lease_key(), self.namespace, self.run_id)
+            self._file = spool.create(self._spooled_key(), self.namespace, self.run_id)
             self._saved_n = self._read_n = self._acked_n
             self._saved_begin = False
         if self._begin is not None and not self._saved_begin:
@@ -357,9 +366,9 @@ class Outbox:
             (self._waiting if entry in self._waiting else self._behind).remove(entry)
         self.held_bytes -= sum(len(entry.encoded) for entry in batch)
 
-    def _lease_key(self) -> Optional[str]:
+    def _spooled_key(self) -> Optional[str]:
         if self._begin is None:
-            return None
+            return self._lease_key
         key: str = json.loads(self._begin)["lease_key"]
         return key
 
@@ -419,7 +428,7 @@ class Outbox:
     def _finish_file(self) -> None:
         """Remove the file when all that is in it is acknowledged."""
         file = self._file
-        if file is None or self.epoch is None or file.has_unread or self._acked_n < self._saved_n:
+        if file is None or self._begin is not None or file.has_unread or self._acked_n < self._saved_n:
             return
         if any(entry.saved for entry in (*self._waiting, *self._flying)):
             return

@@ -41,11 +41,15 @@ class Run(RunHandle):
         self._link: Optional[Link] = history._link
 
     @classmethod
-    def attach(cls, history: History, namespace: Optional[str], run_id: str, epoch: int) -> Run:
-        """A handle that appends to a run under a lease that another handle or process got, with a count of its own."""
+    def attach(cls, history: History, namespace: Optional[str], run_id: str, lease: Union[int, str]) -> Run:
+        """A handle that appends to a run under a lease that another handle or process got, with a count of its own.
+
+        The lease is its epoch or its lease_key.
+        """
         faults = history._new_faults()
         off = history._link is None
-        outbox = None if off else Outbox(faults, namespace or history.namespace, run_id, None, epoch)
+        epoch, key = (lease, None) if isinstance(lease, int) else (None, lease)
+        outbox = None if off else Outbox(faults, namespace or history.namespace, run_id, None, epoch, lease_key=key)
         return cls(history, outbox, faults, run_id, fresh=False)
 
     def artifact(

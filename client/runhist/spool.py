@@ -195,9 +195,11 @@ class Spool:
         self._max_bytes = max_bytes
         self._writer: Optional[Tuple[int, str, str]] = None
 
-    def create(self, lease_key: Optional[str], namespace: Optional[str], run_id: str) -> SpoolFile:
-        """A new open file for a writer of that run. Raises SpoolFault."""
-        pid, identity, boot = self._identify()
+    def create(
+        self, lease_key: Optional[str], namespace: Optional[str], run_id: str, pid: Optional[int] = None
+    ) -> SpoolFile:
+        """A new open file for a writer of that run: this process, or the one of that pid. Raises SpoolFault."""
+        pid, identity, boot = self._identify(os.getpid() if pid is None else pid)
         header = Header(self._socket, self.instance_id, pid, identity, boot, lease_key, namespace, run_id)
         path = self.directory / (new_uuid() + OPEN)
         try:
@@ -223,8 +225,7 @@ class Spool:
         if used + size > self._max_bytes:
             raise SpoolFull(f"the spool in {self.directory} is full ({used:,} of {self._max_bytes:,} bytes); start runhistd")
 
-    def _identify(self) -> Tuple[int, str, str]:
-        pid = os.getpid()
+    def _identify(self, pid: int) -> Tuple[int, str, str]:
         if self._writer is None or self._writer[0] != pid:
             pidfd = open_pidfd(pid)
             try:

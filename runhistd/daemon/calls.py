@@ -72,6 +72,7 @@ class AppendCall(Struct, frozen=True, forbid_unknown_fields=True):
     events: list[Event]
     namespace: str | None = None
     epoch: Count | None = None
+    lease_key: UUID | None = None
     writer: UUID | None = None
     first_n: Positive | None = None
 
@@ -157,8 +158,11 @@ def decode_append(parameters: Raw, uid: int, holder: Holder | None, event_bytes:
     call = _decoded(_decode_append, parameters)
     if not call.events:
         raise InvalidParameter("events")
+    if call.epoch is not None and call.lease_key is not None:
+        raise InvalidParameter("lease_key")
     namespace, events = _check_name(call), _check_events(call.events, parameters, event_bytes)
-    return Append(uid, namespace, call.run_id, call.epoch, call.writer, call.first_n, events, holder)
+    name = (uid, namespace, call.run_id)
+    return Append(*name, call.epoch, call.writer, call.first_n, events, holder, lease_key=call.lease_key)
 
 
 def decode_publish(parameters: Raw, uid: int, event_bytes: int) -> Publish:

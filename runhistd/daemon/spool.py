@@ -214,7 +214,7 @@ class Spools:
         if one.method != "Append":
             raise Unstorable(f"{one.method!r} is nothing that is spooled")
         append = calls.decode_append(Raw(one.parameters), uid, alive, self._event_bytes())
-        if append.epoch is None and header.lease_key is not None:
+        if append.epoch is None and append.lease_key is None and header.lease_key is not None:
             try:
                 return msgspec.structs.replace(append, lease_key=UUID(header.lease_key))
             except ValueError as error:

@@ -106,6 +106,7 @@ def test_deep_nesting_in_front_of_the_call_is_the_peers_fault_alone() -> None:
         ({"epoch": 1.0}, "epoch"),
         ({"epoch": -1}, "epoch"),
         ({"epoch": True}, "epoch"),
+        ({"lease_key": KEY}, "lease_key"),  # beside an epoch
         ({"first_n": 0}, "first_n"),
         ({"writer": "me"}, "writer"),
         ({"run_id": ""}, "run_id"),

@@ -21,6 +21,7 @@ DESCRIPTION = """\
 Add events to the run that RUNHIST_RUN names, under the lease in RUNHIST_LEASE: `runhist exec` and `runhist begin` set both.
 With - as TYPE, events are read from standard input, one JSON object a line with the members type, kind, key, step_id,
 attempt, usage, data and time_us; every line is sent as it comes. The first line that is refused ends it, and is named.
+While the daemon is away, events of that run go to the spool: a line on standard error says so, and the exit status is 0.
 """
 
 
@@ -91,7 +92,10 @@ def _feed_lines(feed: Feed) -> None:
         poll = select.poll()
         if feed.has_room:
             poll.register(0, select.POLLIN)
-        poll.register(feed.connection, select.POLLIN | (select.POLLOUT if feed.connection.unsent_bytes else 0))
+        interest = feed.interest()
+        if interest is not None:
+            connection, has_unsent = interest
+            poll.register(connection, select.POLLIN | (select.POLLOUT if has_unsent else 0))
         if any(fd == 0 for fd, _ in poll.poll()):
             for number, line in lines.read():
                 _add_line(feed, number, line)

@@ -3,19 +3,23 @@
 Every event is a call of its own, so that its reply is its own. A shell has no lasting writer, so each invocation is a
 new one and counts its events from 1; an event with a key is named by that alone. Either way sending again is safe, and
 when the connection is lost everything that was not answered is sent again.
+
+While the daemon is away, or does not know a run yet that was begun in the spool, the events of the shell's own run go to
+the spool.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from typing import Any, Callable, Deque, Dict, Mapping, NamedTuple, Optional
+from typing import Any, Callable, Deque, Dict, Mapping, NamedTuple, Optional, Tuple
 
 from ..connection import Connection, Unreachable
 from ..encoding import encode, present
 from ..ids import new_uuid
 from ..protocol.errors import NoSuchRun, Refusal, RunhistError, ShuttingDown
 from .main import REFUSED, USAGE, Complaint
+from .spooled import NO_RECEIPT, SpooledRequests, is_away
 from .target import Target
 
 MAX_FLYING = 256
@@ -43,18 +47,31 @@ class Feed:
     """See the module. `on_receipt` gets the parameters of every Append's reply, in order."""
 
     def __init__(self, target: Target, on_receipt: Callable[[Dict[str, Any]], None]) -> None:
-        self.connection = Connection.open()
-        self._head = present(namespace=target.namespace, run_id=target.run_id, epoch=target.epoch)
+        self._target = target
+        lease = present(epoch=target.epoch, lease_key=target.lease_key)
+        self._head = {**present(namespace=target.namespace, run_id=target.run_id), **lease}
         self._on_receipt = on_receipt
         self._writer = new_uuid()
         self._n = 0
         self._flying: Deque[_Sent] = deque()
         self._fruitless = 0  # reconnections since the last receipt
+        self._spooled: Optional[SpooledRequests] = None
+        self._connection: Optional[Connection] = None
+        try:
+            self._connection = Connection.open()
+        except Unreachable as trouble:
+            self._spool(trouble)
 
     @property
     def has_room(self) -> bool:
         """Whether more may be added before some replies came."""
-        return len(self._flying) < MAX_FLYING and self.connection.unsent_bytes < MAX_UNSENT_BYTES
+        if self._connection is None:
+            return True
+        return len(self._flying) < MAX_FLYING and self._connection.unsent_bytes < MAX_UNSENT_BYTES
+
+    def interest(self) -> Optional[Tuple[Connection, bool]]:
+        """The connection to poll, and whether also for room to send; None while there is none."""
+        return None if self._connection is None else (self._connection, self._connection.unsent_bytes > 0)
 
     def add(self, event: Mapping[str, Any], line: Optional[int] = None) -> None:
         """Hand an event over; `step` sends it. Raises Unencodable."""
@@ -62,18 +79,25 @@ class Feed:
         name = {} if event.get("key") is not None else {"writer": self._writer, "first_n": self._n + 1}
         parameters = encode({**self._head, **name, "events": [event]})
         self._n += bool(name)
+        if self._spooled is not None:
+            self._spooled.add("Append", parameters)
         self._flying.append(_Sent(line, parameters))
-        self._send(parameters)
+        if self._connection is not None:
+            self._connection.send("Append", parameters)
 
     def step(self) -> None:
-        """Send and receive what is possible without waiting. Raises Refusal or LineFault, and Unreachable."""
+        """Send and receive what is possible without waiting. Raises Refusal or LineFault, Unreachable and Complaint."""
+        connection = self._connection
+        if connection is None:
+            return
         try:
-            self.connection.push()
-            replies = self.connection.receive()
-            for reply in replies:
-                error = None if reply.error is None else self.connection.refusal(reply)
+            connection.push()
+            for reply in connection.receive():
+                error = None if reply.error is None else connection.refusal(reply)
                 if isinstance(error, ShuttingDown):
                     raise error
+                if isinstance(error, NoSuchRun) and self._target.lease_key is not None:
+                    return self._spool(error)
                 sent = self._flying.popleft()
                 if error is not None:
                     raise error if sent.line is None or isinstance(error, NoSuchRun) else LineFault(sent.line, error)
@@ -83,34 +107,48 @@ class Feed:
             self._reconnect(trouble)
 
     def finish(self) -> None:
-        """Wait until everything is answered."""
-        while self._flying:
+        """Wait until everything is answered, or in the spool."""
+        while self._flying and self._connection is not None:
             before = len(self._flying)
             self.step()
-            if len(self._flying) == before and not self.connection.wait(ANSWER_S):
-                raise self.connection.unreachable("timeout")
+            if len(self._flying) == before and self._connection is not None and not self._connection.wait(ANSWER_S):
+                self._spool(self._connection.unreachable("timeout"))
+        if self._spooled is not None:
+            self._spooled.seal()
+            while self._flying:
+                self._flying.popleft()
+                self._on_receipt(NO_RECEIPT)
 
     def close(self) -> None:
         """Close the connection."""
-        self.connection.close()
+        if self._connection is not None:
+            self._connection.close()
 
-    def _send(self, parameters: bytes) -> None:
-        self.connection.send("Append", parameters)
+    def _spool(self, trouble: RunhistError) -> None:
+        """Go on in the spool with all that was not answered. Raises `trouble` where that must not be, and Complaint."""
+        is_unknown = isinstance(trouble, NoSuchRun)  # its BeginRun lies in the spool
+        if not self._target.is_own or not (is_unknown or is_away(trouble)):
+            raise trouble
+        self.close()
+        self._connection = None
+        self._spooled = SpooledRequests(trouble, self._target.lease_key, self._target.namespace, self._target.run_id)
+        for sent in self._flying:
+            self._spooled.add("Append", sent.parameters)
 
     def _reconnect(self, trouble: RunhistError) -> None:
         """A new connection, on which everything that was not answered goes again."""
         self._fruitless += bool(self._flying)
         if self._fruitless > MAX_FRUITLESS or (isinstance(trouble, Unreachable) and trouble.reason != "lost"):
             raise trouble
-        self.connection.close()
+        self.close()
         deadline = time.monotonic() + RECONNECT_S
         while True:
             try:
-                self.connection = Connection.open()
+                self._connection = Connection.open()
                 break
-            except Unreachable:
+            except Unreachable as away:
                 if time.monotonic() >= deadline:
-                    raise
+                    return self._spool(away)
                 time.sleep(PAUSE_S)
         for sent in self._flying:
-            self._send(sent.parameters)
+            self._connection.send("Append", sent.parameters)

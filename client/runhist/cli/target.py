@@ -14,11 +14,13 @@ NO_RUN = "which run? RUNHIST_RUN is not set; name one, or begin one: runhist beg
 
 
 class Target(NamedTuple):
-    """The run that takes the events, and the lease to append under, if there is one."""
+    """The run that takes the events, and the lease to append under, if there is one. `is_own`: the environment named it."""
 
     namespace: Optional[str]
     run_id: str
     epoch: Optional[int]
+    lease_key: Optional[str] = None
+    is_own: bool = False
 
 
 def recording_is_off() -> bool:
@@ -27,14 +29,16 @@ def recording_is_off() -> bool:
 
 
 def own_run() -> Optional[Target]:
-    """The run that RUNHIST_RUN, RUNHIST_NAMESPACE and RUNHIST_LEASE name. Raises Complaint for a lease that is no number."""
+    """The run that RUNHIST_RUN, RUNHIST_NAMESPACE and RUNHIST_LEASE name. Raises Complaint for a lease that is none."""
     run = environment.own_run()
     if run is None:
         return None
     try:
-        return Target(run.namespace, run.run_id, environment.own_lease())
+        lease = environment.own_lease()
     except environment.BadLease as error:
         raise Complaint(str(error), USAGE) from None
+    epoch, key = (None, lease) if isinstance(lease, str) else (lease, None)
+    return Target(run.namespace, run.run_id, epoch, key, is_own=True)
 
 
 def own_target(name: Optional[str], namespace: Optional[str]) -> Optional[Target]:

@@ -289,14 +289,6 @@ def test_faults_are_objects_with_json(shell: dict[str, str]) -> None:
     assert json.loads(done.stderr)["message"].startswith("line 1: ")
 
 
-def test_without_a_daemon_each_says_so_with_5(shell: dict[str, str], daemon: Daemon) -> None:
-    daemon.stop()
-    for arguments in (["begin", "--owner-pid", "1"], ["append", "turn"], ["append", "-"], ["end"]):
-        done = run(*arguments, env=shell, stdin=b'{"type":"turn"}\n')
-        assert done.returncode == 5, arguments
-        assert b"runhistd is not running" in done.stderr
-
-
 def test_switched_off_all_do_nothing(shell: dict[str, str], daemon: Daemon) -> None:
     daemon.stop()
     for arguments in (["begin", "--owner-pid", "1"], ["append", "turn"], ["end"]):
