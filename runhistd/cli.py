@@ -1,4 +1,4 @@
-"""The command line of the daemon: `serve`, `config`, `verify`, `demo`, and those of `backups` and `service`.
+"""The command line of the daemon: `serve`, `config`, `verify`, `demo`, and those of `backups`, `rescue` and `service`.
 
 Exit codes: 0 done, 1 it failed (or `verify` found a difference), 2 the command line or the settings are wrong. What a user
 can mend is said on stderr with the next step; a traceback means a bug. The parts are imported when their command runs,
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import runhistd
 from runhist import paths
 
-from . import backups
+from . import backups, rescue
 from .service import command as service
 from .terminal import Progress, complain, count, difference_as_text
 
@@ -120,6 +120,7 @@ def make_parser() -> argparse.ArgumentParser:
     command.set_defaults(run=run_verify)
 
     backups.add_commands(commands)
+    rescue.add_commands(commands)
     service.add_commands(commands)
 
     summary = "show in a minute what this is, on real work"

@@ -25,9 +25,9 @@ def tell(text: str) -> None:
     sys.stdout.write(text)
 
 
-def count(number: int, noun: str) -> str:
-    """A number with its noun."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+def count(number: int, noun: str, many: str | None = None) -> str:
+    """A number with its noun; `many` is the plural where that is not just an s more."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {many or noun + 's'}"
 
 
 def size_text(size: float) -> str:

@@ -51,7 +51,10 @@ def begin_run(daemon: Daemon, run_id: str) -> None:
         connection.call("BeginRun", {"run": {"run_id": run_id, "title": "a \x1b[31mtitle"}, "lease_key": LEASE_KEY})
 
 
-@pytest.mark.parametrize("arguments", [(), ("serve",), ("config",), ("verify",), ("backup",), ("restore",), ("demo",)])
+@pytest.mark.parametrize(
+    "arguments",
+    [(), ("serve",), ("config",), ("verify",), ("backup",), ("restore",), ("recover",), ("demo",)],
+)
 def test_every_command_explains_itself(arguments: tuple[str, ...], daemon: Daemon) -> None:
     ended = runhistd_command(daemon, *arguments, "--help")
     assert ended.returncode == 0

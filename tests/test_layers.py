@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "runhistd.__main__": {"runhistd.cli"},
     "runhistd.cli": {
         *("runhistd", "runhistd.config", "runhistd.demo.*", "runhistd.daemon.*", "runhistd.store.*", "runhist.paths"),
-        *("runhistd.backups", "runhistd.terminal", "runhistd.service.*"),
+        *("runhistd.backups", "runhistd.rescue", "runhistd.terminal", "runhistd.service.*"),
     },
     "runhistd.service": {
         *("runhistd", "runhistd.daemon.instance", "runhistd.service.*", "runhistd.terminal", "runhist.paths"),
@@ -26,6 +26,7 @@ MAY_IMPORT = {
         *("runhistd", "runhistd.config", "runhistd.daemon.instance", "runhistd.store.*", "runhistd.terminal"),
         "runhist.paths",
     },
+    "runhistd.rescue": {"runhistd.daemon.instance", "runhistd.store.*", "runhistd.terminal", "runhist.paths"},
     "runhistd.terminal": {"runhistd.store.verify"},
     "runhistd.config": set(),
     "runhistd.demo": {"runhistd", "runhistd.demo.*", "runhist.*"},

@@ -160,10 +160,10 @@ class Ended(Struct, frozen=True):
 
 
 class Incomplete(Struct, frozen=True):
-    """run.incomplete: `reason` is orphaned, released, or restored (the history was, from a copy that was taken before).
-    For an orphan `evidence` says how its last holder, the process `pid`, is known to be dead: exited, gone (no process
-    has the pid), replaced (another one has), boot changed, disconnected; `by` what that rests on: pidfd, start_time,
-    boot_id, grace; and `seen_us` when."""
+    """run.incomplete: `reason` is orphaned, released, restored (the history was, from a copy that was taken before), or
+    recovered (the history was, from a damaged database). For an orphan `evidence` says how its last holder, the process
+    `pid`, is known to be dead: exited, gone (no process has the pid), replaced (another one has), boot changed,
+    disconnected; `by` what that rests on: pidfd, start_time, boot_id, grace; and `seen_us` when."""
 
     reason: str | None = None
     pid: int | None = None

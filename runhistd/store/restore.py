@@ -77,7 +77,7 @@ def restore(source: Path, state_dir: Path, now_us: int, *, before: Callable[[], 
         stage.mkdir(mode=0o700)
         database = stage / "history.db"
         _copy_database(source, database, progress)
-        instance_id, fenced = renew(database, now_us)
+        instance_id, fenced = renew(database, now_us, "restored")
         _copy_contents(source, stage, database, progress)
         verdict = verify(database, lambda checked, of: None)
         before()
@@ -133,8 +133,9 @@ def _copy_contents(source: Path, stage: Path, database: Path, progress: Progress
     copy_contents(source / BLOBS_NAME, stage / BLOBS_NAME, contents, database.stat().st_size, progress)
 
 
-def renew(database: Path, now_us: int) -> tuple[str, list[tuple[str, str]]]:
-    """Make a history of its own of a copy: its new identity, and the runs that were going on in it."""
+def renew(database: Path, now_us: int, reason: str) -> tuple[str, list[tuple[str, str]]]:
+    """Make a history of its own of a copy: its new identity, and the runs that were going on in it, which are incomplete
+    now for that reason."""
     instance_id = str(uuid4())
     connection = open_writer(database)
     with connection:
@@ -143,11 +144,11 @@ def renew(database: Path, now_us: int) -> tuple[str, list[tuple[str, str]]]:
     connection.close()
     log = EventLog.open(database)
     for start in range(0, len(owned), FENCED_AT_ONCE):
-        log.apply([_fence(*row) for row in owned[start : start + FENCED_AT_ONCE]], now_us)
+        log.apply([_fence(reason, *row) for row in owned[start : start + FENCED_AT_ONCE]], now_us)
     log.close()
     return instance_id, [(namespace, run_id) for _, namespace, run_id, _ in owned]
 
 
-def _fence(uid: int, namespace: str, run_id: str, owner_pid: int | None) -> Fence:
-    evidence = json.dumps({"reason": "restored", "pid": owner_pid})
+def _fence(reason: str, uid: int, namespace: str, run_id: str, owner_pid: int | None) -> Fence:
+    evidence = json.dumps({"reason": reason, "pid": owner_pid})
     return Fence(uid, namespace, run_id, uuid4(), evidence.encode())

@@ -98,6 +98,27 @@ SELECT uid, namespace, run_id, owner_pid FROM runs
 WHERE status IN ('pending', 'running') AND lease <> 'none' ORDER BY run
 """
 
+# --- recovering ---
+
+SALVAGE_EVENT: Final = f"INSERT OR IGNORE INTO events VALUES ({', '.join('?' * 17)})"  # noqa: S608
+SALVAGE_TOMBSTONE: Final = f"INSERT INTO tombstones VALUES ({', '.join('?' * 13)})"  # noqa: S608
+SALVAGE_COMPACTION: Final = f"INSERT INTO compactions VALUES ({', '.join('?' * 8)})"  # noqa: S608
+SALVAGED_RUNS: Final = "SELECT DISTINCT run FROM events ORDER BY run"
+SALVAGED_SEQS: Final = "SELECT seq, position, epoch FROM events WHERE run = ? ORDER BY seq"
+DELETE_DELETED: Final = "DELETE FROM events WHERE run IN (SELECT run FROM tombstones)"
+DELETE_EVENT: Final = "DELETE FROM events WHERE position = ?"
+POSITIONS_BELOW: Final = "SELECT position FROM events WHERE position < ? ORDER BY position DESC"
+NEWEST_POSITION: Final = "SELECT coalesce(max(position), 0) FROM events"
+OLDEST_EPOCH: Final = "SELECT epoch FROM events WHERE run = ? ORDER BY seq LIMIT 1"
+NEWEST_EPOCH: Final = "SELECT coalesce(max(epoch), 0) FROM events WHERE run = ?"
+SALVAGE_USES: Final = """
+INSERT OR IGNORE INTO blob_uses (run, sha256)
+SELECT run, data_blob FROM events WHERE data_blob IS NOT NULL
+UNION SELECT run, unhex(data ->> '$.blob') FROM events WHERE kind = 'artifact' AND data ->> '$.blob' IS NOT NULL
+"""
+SALVAGED_USES: Final = "SELECT DISTINCT uid, sha256 FROM blob_uses JOIN runs USING (run)"
+SAVE_HISTORY: Final = "UPDATE history SET position = ?, epoch = ?, run = ?, low_water = ?"
+
 # --- removing ---
 
 INSERT_TOMBSTONE: Final = """
@@ -160,7 +181,7 @@ SELECT kind, events, from_seq, to_seq, from_position, to_position FROM compactio
 COMPACTIONS_OF_PAGE: Final = """
 SELECT namespace, run_id, from_position, to_position, 'events.' || kind FROM compactions JOIN runs USING (run)
 WHERE run = :run AND to_seq > :after_seq AND to_seq <= :until_seq
-  AND (:kinds IS NULL OR kind IN (SELECT value FROM json_each(:kinds)))
+  AND (:kinds IS NULL OR kind = 'lost' OR kind IN (SELECT value FROM json_each(:kinds)))
 ORDER BY to_position
 """
 MERGED_UP_TO: Final = """
@@ -180,7 +201,7 @@ FROM compactions INDEXED BY compactions_by_position CROSS JOIN runs USING (run)
 WHERE uid = :uid AND to_position > :position AND to_position <= :until
   AND (:namespace IS NULL OR namespace = :namespace) AND (:run_id IS NULL OR run_id = :run_id)
   AND (:agent_id IS NULL OR agent_id = :agent_id) AND (:team_run_id IS NULL OR team_run_id = :team_run_id)
-  AND (:kinds IS NULL OR kind IN (SELECT value FROM json_each(:kinds)))
+  AND (:kinds IS NULL OR kind = 'lost' OR kind IN (SELECT value FROM json_each(:kinds)))
 ORDER BY to_position LIMIT :limit
 """
 PINNED: Final = "SELECT count(*) FROM pins WHERE run = ?"

@@ -113,7 +113,7 @@ def _verify_run(connection: apsw.Connection, number: int, verdict: Verdict) -> N
         if not rows:
             return  # deleted since the numbers were read
         run = run_from_row(rows[0])
-        recomputed = _Recomputed(number, connection.execute(sql.COMPACTIONS_OF_RUN, (number,)).fetchall())
+        recomputed = Recomputed(number, connection.execute(sql.COMPACTIONS_OF_RUN, (number,)).fetchall())
         for row in connection.execute(sql.VERIFY_EVENTS, (number,)):
             recomputed.add(row)
         expected, found = recomputed.tables(), _stored_tables(connection, run)
@@ -135,7 +135,7 @@ def _agree(what: str, expected: Any, found: Any) -> bool:
     return bool(expected == found)
 
 
-class _Recomputed:
+class Recomputed:
     """One run as its events say, built from the rows of VERIFY_EVENTS. `compactions` tell which may be missing."""
 
     def __init__(self, number: int, compactions: list[Any]) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -145,3 +147,64 @@ def test_the_lock_is_given_up_and_another_database_is_served_by_the_same_process
         assert connection.call("GetRun", {"run_id": "a"})["run"]["last_seq"] == 31
     os.kill(process.pid, signal.SIGTERM)
     assert process.wait(30) == 0
+
+
+def runhistd(daemon: Daemon, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "runhistd", *arguments]
+    return subprocess.run(command, env=daemon.env, capture_output=True, text=True, timeout=120)
+
+
+def test_recover_saves_what_can_be_read_and_the_daemon_that_told_of_it_serves_that(
+    filled: Daemon, wait_until: Callable[..., None]
+) -> None:
+    flip(filled.database, page_with(filled.database, b'{"n":20}'))
+    process = filled.start().process
+    with connect(filled) as connection:
+        old = connection.call("GetStatus", {})["instance_id"]
+        with pytest.raises(Damaged):
+            for run_id in "abc":
+                connection.call("GetEvents", {"run_id": run_id})
+    wait_until(lambda: state(filled) == "damaged", "the damage is noticed")
+    before = kept_files(filled)
+    done = runhistd(filled, "recover")
+    assert (done.returncode, done.stderr) == (0, "")
+    sys.stdout.write(done.stdout)
+    assert "lost of run 'a' of 'default': " in done.stdout and ", seq " in done.stdout
+    (aside,) = filled.state_dir.glob("damaged-*")
+    assert str(aside) in done.stdout
+    assert {path.name: path.read_bytes() for path in aside.iterdir() if path.name in before} == before
+    wait_until(lambda: state(filled) == "recording", "the recovered history is served")
+    assert process is not None and process.poll() is None
+    with connect(filled) as connection:
+        assert connection.call("GetStatus", {})["instance_id"] != old
+        found = connection.call("GetRun", {"run_id": "a"})
+        assert (found["run"]["status"], found["detail"]["evidence"]["reason"]) == ("incomplete", "recovered")
+        page = connection.call("GetEvents", {"run_id": "a", "kinds": ["run.started"]})
+        assert [gap["rule"] for gap in page["gaps"]] == ["events.lost"]
+    assert runhistd(filled, "verify").returncode == 0
+
+
+def test_recover_leaves_a_sound_history_alone(filled: Daemon) -> None:
+    before = filled.database.read_bytes()
+    done = runhistd(filled, "recover")
+    assert done.returncode == 0 and "is sound, and was left as it is" in done.stdout
+    assert filled.database.read_bytes() == before
+
+
+def test_recover_needs_a_history_that_nobody_serves(filled: Daemon) -> None:
+    filled.start()
+    done = runhistd(filled, "recover")
+    assert done.returncode == 1 and f"kill {filled.pid}" in done.stderr
+
+
+def test_a_damaged_backup_is_refused_by_restore_and_recovered_by_its_own_command(filled: Daemon, tmp_path: Path) -> None:
+    assert runhistd(filled, "backup", str(tmp_path / "copy")).returncode == 0
+    copied = tmp_path / "copy" / "history.db"
+    flip(copied, page_with(copied, b'{"n":20}'))
+    refused = runhistd(filled, "restore", str(tmp_path / "copy"), "--move-aside")
+    assert refused.returncode == 1 and f"runhistd recover {tmp_path / 'copy'}" in refused.stderr
+    done = runhistd(filled, "recover", str(tmp_path / "copy"), "--json")
+    assert done.returncode == 0
+    *losses, totals = map(json.loads, done.stdout.splitlines())
+    assert losses and totals["lost_events"] == sum(loss["events"] for loss in losses)
+    assert totals["moved_to"] is not None
