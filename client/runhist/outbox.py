@@ -108,6 +108,7 @@ class Outbox:
         self.held_bytes = len(begin or b"")
         self._begin = begin
         self._begin_flies = False
+        self.may_have_begun = begin is None  # the daemon was asked to begin the run, whatever came of it
         self._writer = new_uuid()
         self._head = b""
         self._waiting: Deque[Entry] = deque()
@@ -174,7 +175,7 @@ class Outbox:
         if self._begin is not None:
             if self._begin_flies:
                 return None
-            self._begin_flies = True
+            self._begin_flies = self.may_have_begun = True
             return Departure("BeginRun", self._begin, Flight(self, self._round))
         if not self._waiting and self._file is not None:
             self._read_back(self._file)

@@ -15,6 +15,7 @@ import anyio.abc
 
 from ..claim import UNSET, answer_request, claim_request, gate_answer
 from ..encoding import present
+from ..endings import cancel_reason
 from ..ids import new_run_id, new_uuid
 from ..outbox import Outbox
 from ..protocol.errors import NoSuchRun, RunhistError
@@ -71,7 +72,8 @@ class History(Recorder):
         self._tasks = anyio.create_task_group()
         await self._tasks.__aenter__()
         if self._link is not None:
-            await self._tasks.start(self._link.run)
+            self._link.begin()
+            self._tasks.start_soon(self._link.run, self._tasks.cancel_scope)
         return self
 
     async def __aexit__(
@@ -90,6 +92,8 @@ class History(Recorder):
             except anyio.get_cancelled_exc_class():
                 if error is None:
                     raise
+        if self._link is not None and self._link.interrupt is not None:
+            raise self._link.interrupt
 
     def _write_off(self, why: RunhistError, unsettled: Sequence[Outbox]) -> None:
         """Count what was not stored before the block was left, unless the end of its run has done that."""
@@ -120,7 +124,8 @@ class History(Recorder):
         """Begin a run and own it: `run = await history.begin_run()`, or `async with history.begin_run() as run`.
 
         Waits for the daemon up to the deadline; if that is in vain, the history's task tries on. What the members mean,
-        and what is raised, is said at `runhist.History.begin_run`. A cancelled begin leaves nothing behind to be begun.
+        and what is raised, is said at `runhist.History.begin_run`. A run whose begin is cancelled does not begin later, and
+        is cancelled if it has begun.
         """
         team = {"team_id": team_id, "team_run_id": team_run_id, "team_epoch": team_epoch}
         names = {"workflow": workflow, "agent_id": agent_id, "title": title, "parent_run_id": parent_run_id, **team}
@@ -305,18 +310,21 @@ class History(Recorder):
             return Run(self, None, faults, run_id, fresh=True)
         outbox = self._prepare(faults, namespace, run_id, names, objects)
         run = Run(self, outbox, faults, run_id, fresh=True)
-        await self._begin(link, outbox)
+        await self._begin(link, outbox, run)
         run._raise_due()
         return run
 
-    async def _begin(self, link: TaskLink, outbox: Outbox) -> None:
+    async def _begin(self, link: TaskLink, outbox: Outbox, run: Run) -> None:
         try:
             if outbox.refused is None:
                 await self._send_begin(link, outbox)
-        except BaseException:
-            with link.lock:
-                link.discard(outbox)  # nobody gets this run's handle, so it must not begin later
-                outbox.forget_spooled()
+        except BaseException as error:
+            with link.lock:  # nobody gets this run's handle, so it must not begin later, or go on
+                if outbox.may_have_begun:
+                    run._record_quietly("run.cancelled", {"reason": f"given up while it began: {cancel_reason(error)}"})
+                else:
+                    link.discard(outbox)
+                    outbox.forget_spooled()
             raise
         finally:
             self._journal.write()

@@ -7,6 +7,9 @@ closed while somebody waits for it. Begin and flush sleep until the task has pum
 The task is shielded: a cancelled block can still be flushed, because the task lives until `stop`. Recording calls may
 come from other threads, worker threads of an async engine for instance; these nudge by way of the loop.
 
+Some event loops raise Ctrl-C in whatever code runs just then, the pump's too. The task outlives that, because what is
+cancelled by it is still to be flushed.
+
 A sync of the spool may take a disk's time, so it is done in a worker thread, and nothing else of the loop waits for it.
 """
 
@@ -36,30 +39,38 @@ class HistoryLeft(RunhistError):
 
 
 class TaskLink(Pump):
-    """See the module. `run` is the task; before it has started nothing may wait or be handed over."""
+    """See the module. `run` is the task; before `begin` nothing may wait or be handed over."""
 
     def __init__(self, choice: SocketChoice, window: int, window_bytes: int, spool: Optional[Spool] = None) -> None:
         super().__init__(choice, window, window_bytes, spool)
         self.is_left = False
+        self.interrupt: Optional[KeyboardInterrupt] = None  # raised where the task was, and meant for the program
         self._nudged = False
-        self._thread: int  # of the loop; this and the following are set when the task starts
+        self._thread: int  # of the loop; this and the following are set by `begin`
         self._call_soon: Callable[[Callable[[], object]], object]
         self._life: anyio.CancelScope
         self._sleeping: anyio.CancelScope
         self._pumped: anyio.Event  # replaced after each pump
 
-    async def run(self, *, task_status: anyio.abc.TaskStatus[None]) -> None:
-        """Pump whenever there is something to do, until `stop`."""
+    def begin(self) -> None:
+        """Be of this event loop."""
         self._thread = threading.get_ident()
         self._call_soon = _call_soon(anyio.lowlevel.current_token().native_token)
         self._pumped = anyio.Event()
         self._sleeping = anyio.CancelScope()
-        with anyio.CancelScope(shield=True) as self._life:
-            task_status.started()
+        self._life = anyio.CancelScope(shield=True)
+
+    async def run(self, program: anyio.CancelScope) -> None:
+        """Pump whenever there is something to do, until `stop`. An interrupt that comes in between cancels the program."""
+        with self._life:
             while True:
-                with self.lock:
-                    self._nudged = False
-                    self.pump()
+                try:
+                    with self.lock:
+                        self._nudged = False
+                        self.pump()
+                except KeyboardInterrupt as interrupt:
+                    self.interrupt = interrupt
+                    program.cancel()
                 pumped, self._pumped = self._pumped, anyio.Event()
                 pumped.set()
                 await self._sleep()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,8 @@ import anyio.to_thread
 import pytest
 
 from runhist import Conflict, Receipt, RunExists, StaleEpoch, Unencodable, Unreachable, aio
+from runhist.connection import Connection
+from runhist.protocol.machine import Reply
 from tests.client.conftest import Hang, Refuse, Vanish
 
 if TYPE_CHECKING:
@@ -274,6 +277,53 @@ def test_a_task_that_asyncio_cancels_twice_is_stored_as_cancelled(small: SmallHi
     asyncio.run(main())
 
 
+def test_an_interrupt_in_the_middle_of_the_historys_task_reaches_the_program_and_loses_nothing(
+    small: SmallHistory, go: Go, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    receive = Connection.receive
+    interrupts = [KeyboardInterrupt()]
+
+    def interrupted(connection: Connection, limit: int | None = None) -> list[Reply]:
+        if "before" in small.types() and interrupts:
+            raise interrupts.pop()
+        return receive(connection, limit)
+
+    monkeypatch.setattr(Connection, "receive", interrupted)
+
+    async def main() -> None:
+        with pytest.raises(KeyboardInterrupt):
+            async with aio.connect(deadline=LONG) as history, history.begin_run() as run:
+                run.append("before")
+                await anyio.sleep(LONG)
+
+    go(main)
+    assert small.types() == ["before", "run.cancelled"]
+
+
+def test_another_exception_is_not_lost_in_a_cancelled_scope(small: SmallHistory, go: Go) -> None:
+    async def main() -> None:
+        with anyio.CancelScope() as scope, pytest.raises(ZeroDivisionError):
+            async with aio.connect(deadline=LONG) as history, history.begin_run():
+                scope.cancel()
+                raise ZeroDivisionError
+
+    go(main)
+    assert small.types() == ["run.failed"]
+
+
+def test_a_block_that_is_left_at_once_or_entered_when_cancelled_ends(small: SmallHistory, go: Go) -> None:
+    async def main() -> None:
+        async with aio.connect():
+            pass
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            async with aio.connect() as history:
+                await history.begin_run()
+        assert scope.cancelled_caught
+
+    go(main)
+
+
 def test_a_cancelled_block_waits_no_longer_than_the_deadline_and_counts_what_it_left(small: SmallHistory, go: Go) -> None:
     async def main() -> None:
         with anyio.fail_after(LONG):
@@ -330,20 +380,47 @@ def test_runs_are_begun_in_the_block_only(small: SmallHistory, go: Go) -> None:
     assert small.connections == 0
 
 
-def test_a_begin_that_is_cancelled_leaves_nothing_to_begin_later(small: SmallHistory, go: Go) -> None:
+def test_a_begin_that_is_cancelled_while_the_daemon_is_away_does_not_begin_later(small: SmallHistory, go: Go) -> None:
+    small.close()
+
     async def main() -> None:
-        async with aio.connect(deadline=LONG) as history:
-            small.before = on("Describe", Hang())
+        async with aio.connect(deadline=LONG, require=True) as history:
             with anyio.move_on_after(0.05) as scope:
                 await history.begin_run(run_id="given up")
             assert scope.cancelled_caught
-            small.before = lambda method, parameters: None
-            small.close()
             small.open()
             await history.begin_run(run_id="begun")
 
     go(main)
     assert [parameters["run"]["run_id"] for method, parameters in small.calls if method == "BeginRun"] == ["begun"]
+
+
+def test_a_begin_that_is_cancelled_while_the_daemon_carries_it_out_leaves_a_cancelled_run(
+    small: SmallHistory, go: Go
+) -> None:
+    asked, given_up = threading.Event(), threading.Event()
+
+    def before(method: str, parameters: dict[str, Any]) -> None:
+        if method == "BeginRun":
+            asked.set()
+            assert given_up.wait(LONG)
+
+    small.before = before
+
+    async def main() -> None:
+        async with aio.connect(deadline=LONG) as history:
+            async with anyio.create_task_group() as tasks:
+
+                async def begin() -> None:
+                    await history.begin_run()
+
+                tasks.start_soon(begin)
+                await anyio.to_thread.run_sync(asked.wait)
+                tasks.cancel_scope.cancel()
+            given_up.set()
+
+    go(main)
+    assert small.types() == ["run.cancelled"]
 
 
 def test_refusals_are_counted_and_raised_where_the_blocking_client_raises_them(small: SmallHistory, go: Go) -> None:
