@@ -30,6 +30,7 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 for _lent in (environment.RUN, environment.NAMESPACE, environment.LEASE, environment.TRACEPARENT):
     os.environ.pop(_lent, None)  # whoever records the tests lends them a run, which is not theirs to add to
 
+ROOT = Path(__file__).parent.parent
 DEADLINE_S = 30.0  # for another program to do what was asked; generous, since two cores may be shared with much else
 GET_INFO = b'{"method":"org.varlink.service.GetInfo","parameters":{}}\0'
 
@@ -187,6 +188,17 @@ def need() -> Callable[[str], str]:
         return str(found)
 
     return find
+
+
+@pytest.fixture(scope="session")
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Both wheels, built from the checkout, by distribution."""
+    built = tmp_path_factory.mktemp("wheels")
+    for project in (ROOT, ROOT / "client"):
+        command: list[str | Path] = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", built]
+        ended = subprocess.run(command, cwd=project, capture_output=True, text=True)
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+    return {path.name.partition("-")[0]: path for path in built.iterdir()}
 
 
 def missing(reason: str) -> None:

@@ -30,17 +30,6 @@ sys.stdout.write(runhist.__file__)
 """
 
 
-@pytest.fixture(scope="session")
-def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Both wheels, built from the checkout, by distribution."""
-    built = tmp_path_factory.mktemp("wheels")
-    for project in (ROOT, ROOT / "client"):
-        command: list[str | Path] = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", built]
-        ended = subprocess.run(command, cwd=project, capture_output=True, text=True)
-        assert ended.returncode == 0, ended.stdout + ended.stderr
-    return {path.name.partition("-")[0]: path for path in built.iterdir()}
-
-
 def install(python: str, where: Path, *chosen: Path) -> Path:
     """A fresh virtual environment with only these wheels; returns its folder of commands."""
     subprocess.run([python, "-m", "venv", where], check=True)
