@@ -6,14 +6,15 @@ import base64
 import hashlib
 import os
 from pathlib import Path
-from typing import Any, BinaryIO, Callable, Dict, Iterator, Mapping, Optional, Tuple, Union
+from typing import Any, BinaryIO, Callable, Dict, Iterable, Iterator, Mapping, Optional, Tuple, Union
 
 from .connection import Connection
 from .encoding import plain_text, present
 from .ids import new_uuid
+from .large import CHUNK_BYTES
 from .protocol.errors import RunhistError
 
-CHUNK_BYTES = 256 * 1024  # of content in one message: neither side ever holds more of it
+CHUNK_TIMEOUT_S = 60.0  # the last is answered when all of it is on the disk
 
 
 def gather(
@@ -25,7 +26,7 @@ def gather(
         members = describe(path, name=name, kind=kind, digest=digest)
         if keep is not None:
             with Path(path).open("rb") as file, keep() as connection:
-                members.update(put(connection, file))
+                members.update(put(connection, chunks_of(file)))
     except (OSError, RunhistError) as error:
         return members, error
     return members, None
@@ -41,7 +42,7 @@ def describe(
     if digest:
         hashed = hashlib.sha256()
         with absolute.open("rb") as file:
-            for chunk in _chunks(file):
+            for chunk in chunks_of(file):
                 hashed.update(chunk)
         sha256 = hashed.hexdigest()
     return {
@@ -53,27 +54,30 @@ def describe(
     }
 
 
-def put(connection: Connection, file: BinaryIO) -> Dict[str, Any]:
-    """Give the daemon the content of an open file; `blob` and `size` of what it keeps.
-
-    Raises Refusal, Unreachable, OSError.
-    """
+def put(connection: Connection, chunks: Iterable[bytes]) -> Dict[str, Any]:
+    """Give the daemon content; `blob` and `size` of what it keeps. Raises Refusal, Unreachable, and what `chunks` raises."""
     upload, offset = new_uuid(), 0
-    for chunk in _chunks(file):
+    for chunk in chunks:
         encoded = base64.b64encode(chunk).decode("ascii")
-        connection.call("PutBlob", {"upload": upload, "offset": offset, "base64": encoded})
+        asked = {"upload": upload, "offset": offset, "base64": encoded}
+        connection.call("PutBlob", asked, timeout=CHUNK_TIMEOUT_S)
         offset += len(chunk)
-    kept = connection.call("PutBlob", {"upload": upload, "offset": offset, "base64": "", "done": True})
+    asked = {"upload": upload, "offset": offset, "base64": "", "done": True}
+    kept = connection.call("PutBlob", asked, timeout=CHUNK_TIMEOUT_S)
     return {"blob": kept["sha256"], "size": kept["size"]}
 
 
 def content(connection: Connection, run: Mapping[str, Any], blob: str) -> Iterator[bytes]:
-    """What the daemon keeps for an artifact of that run, in chunks. Raises NoSuchBlob."""
-    for reply in connection.stream("GetBlob", {**run, "sha256": blob}):
+    """What the daemon keeps for an artifact or an event of that run, in chunks.
+
+    Raises NoSuchBlob, NoSuchRun, Unreachable.
+    """
+    for reply in connection.stream("GetBlob", {**run, "sha256": blob}, timeout=CHUNK_TIMEOUT_S):
         yield base64.b64decode(reply["base64"])
 
 
-def _chunks(file: BinaryIO) -> Iterator[bytes]:
+def chunks_of(file: BinaryIO) -> Iterator[bytes]:
+    """The content of an open file. Raises OSError."""
     while True:
         chunk = file.read(CHUNK_BYTES)
         if not chunk:

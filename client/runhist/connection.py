@@ -19,7 +19,7 @@ import select
 import socket
 import time
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Mapping, Optional, Tuple, Union
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Tuple, Union
 
 from . import environment
 from .paths import SocketChoice, check_socket_path, choose_sockets
@@ -317,12 +317,22 @@ def call_again_if_lost(
     method: str, parameters: Parameters, choice: Optional[SocketChoice] = None, seconds: float = DEFAULT_TIMEOUT_S
 ) -> Dict[str, Any]:
     """Call a method that is safe to repeat, again when the daemon is restarted meanwhile. Raises Refusal, Unreachable."""
+    return again_if_lost(lambda connection: connection.call(method, parameters, timeout=seconds), choice, seconds)
+
+
+def again_if_lost(
+    ask: Callable[[Connection], Dict[str, Any]], choice: Optional[SocketChoice], seconds: float
+) -> Dict[str, Any]:
+    """What `ask` has from a connection of its own; asked again when the daemon is restarted meanwhile.
+
+    Raises Unreachable after `seconds`, and what `ask` raises.
+    """
     deadline = time.monotonic() + seconds
     lost = False
     while True:
         try:
             with Connection.open(choice, timeout=seconds) as connection:
-                return connection.call(method, parameters, timeout=seconds)
+                return ask(connection)
         except (Unreachable, ShuttingDown) as trouble:
             lost = lost or isinstance(trouble, ShuttingDown) or trouble.reason == "lost"
             if not lost or time.monotonic() >= deadline:

@@ -49,16 +49,16 @@ class Unencodable(RunhistError, ValueError):
         super().__init__(f"{field} {reason}")
 
 
-def encode(members: Mapping[str, Any]) -> bytes:
-    """Compact UTF-8 JSON. Raises Unencodable."""
+def encode(value: Any, path: str = "", depth: int = 0) -> bytes:
+    """Compact UTF-8 JSON. Raises Unencodable; `path` and `depth` are where in an event the value stands."""
     try:
-        encoded = _ENCODER.encode(members).encode("utf-8")
+        encoded = _ENCODER.encode(value).encode("utf-8")
     except Exception as error:
-        _name_fault(members)
-        raise Unencodable("the event", f"is not JSON: {error!r}") from error
+        _name_fault(value, path, depth)
+        raise Unencodable(path[:200] or "the event", f"is not JSON: {error!r}") from error
     openers = encoded.count(b"{") + encoded.count(b"[")  # a cheap upper bound of the depth
-    if openers > MAX_DEPTH or b"\\u0000" in encoded or _LONG_NUMBER in encoded.translate(_DIGITS):
-        _find_fault(members)
+    if openers > MAX_DEPTH - depth or b"\\u0000" in encoded or _LONG_NUMBER in encoded.translate(_DIGITS):
+        _find_fault(value, path, depth)
     return encoded
 
 
@@ -197,9 +197,9 @@ def _convert(value: Any) -> Any:
 _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_convert)
 
 
-def _name_fault(members: Mapping[str, Any]) -> None:
+def _name_fault(value: Any, path: str, depth: int) -> None:
     try:
-        _find_fault(members)
+        _find_fault(value, path, depth)
     except Unencodable:
         raise
     except Exception:  # noqa: BLE001 - as in encode, which then says it without the field

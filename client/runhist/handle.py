@@ -279,11 +279,11 @@ class RunHandle(Recording):
         try:
             if "usage" in event:
                 event["usage"] = usage_members(event["usage"])
-            entry = Entry(type, encode(event))
-        except Unencodable as error:
+            entry = Entry(type, self._encode(event))
+        except RunhistError as error:
             text = f"an event of type {type!r} of run {self._run_id} cannot be recorded: {error}"
             with link.lock:
-                self._faults.add("not_json", error, text)
+                self._faults.add("not_json" if isinstance(error, Unencodable) else error.__class__.__name__, error, text)
         else:
             self._hand_over(entry, ends)
         self._ended = self._ended or ends
@@ -326,6 +326,10 @@ class RunHandle(Recording):
                 why = self._history._why_not()
                 text = f"an event of run {self._run_id} is lost, because {self._history.window} wait already: {why}"
                 self._faults.add("window_full" if link.spool_fault is None else type(why).__name__, why, text)
+
+    def _encode(self, event: Mapping[str, Any]) -> bytes:
+        """The event as it is sent. Raises Unencodable, and why its data cannot be kept."""
+        return encode(event)
 
     def _make_room(self, size: int) -> bool:
         """Whether an event of `size` bytes may be handed over, possibly after a wait."""

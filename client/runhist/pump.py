@@ -28,6 +28,7 @@ from select import POLLIN, POLLOUT
 from typing import Deque, Dict, Optional, Tuple
 
 from .connection import Connection, Unreachable
+from .large import SENT_WHOLE_BYTES
 from .outbox import Flight, Outbox
 from .paths import SocketChoice
 from .protocol.errors import Damaged, Refusal, RunhistError, ShuttingDown, StorageFull
@@ -57,6 +58,7 @@ class Pump:
         self._window = window
         self._window_bytes = window_bytes
         self._frame_bytes = MAX_FRAME_BYTES
+        self.event_bytes = SENT_WHOLE_BYTES  # the largest data that the daemon takes with its event
         self._connection: Optional[Connection] = None
         self._flights: Deque[Optional[Flight]] = deque()  # None is Describe
         self._outboxes: Dict[Outbox, None] = {}  # those with something to send or to hear, oldest first
@@ -216,6 +218,7 @@ class Pump:
             try:
                 if flight is None:
                     self._frame_bytes = reply.parameters["limits"]["frame_bytes"]
+                    self.event_bytes = reply.parameters["limits"]["event_bytes"]
                     self._shows = "publish" in reply.parameters.get("features", ())
                     if self._spool is not None:
                         self._spool.instance_id = reply.parameters["instance_id"]

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import random
 import time
+from itertools import chain
 from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, TypeVar, Union, cast
 
 from .connection import Connection, Unreachable
 from .encoding import present
+from .large import whole
 from .paths import SocketChoice
-from .protocol.errors import NoSuchRun, ShuttingDown
+from .protocol.errors import NoSuchBlob, NoSuchRun, ShuttingDown
 from .records import TERMINAL_KINDS, Cursor, Event, Gap, Published, RunRecord, StepRecord, Usage, UsageRow, UsageTotals
 
 READ_TIMEOUT_S = 30.0
@@ -130,7 +132,11 @@ class RunReader:
                 request = {**filters, "after_seq": next_seq, "limit": PAGE}
                 reply = connection.call("GetEvents", request, timeout=READ_TIMEOUT_S)
                 yield from (Gap(**gap) for gap in reply["gaps"])
-                yield from map(Event.from_wire, reply["events"])
+                for event in map(Event.from_wire, reply["events"]):
+                    try:
+                        yield whole(connection, event)
+                    except NoSuchBlob:  # it was dropped in between
+                        yield gap_of(event, f"events.{event.kind}")
                 next_seq = reply.get("next_after_seq")
 
     def _follow(self, filters: Mapping[str, Any], after_seq: int) -> Iterator[Union[Event, Gap]]:
@@ -213,10 +219,10 @@ class Follower(Iterator[_Item]):
 
     def __next__(self) -> _Item:
         while not self.closed:
-            item = self._place.next_item()
-            if item is not None:
-                return cast("_Item", item)  # the daemon gives what was asked for
             try:
+                item = self._place.next_item()
+                if item is not None:
+                    return cast("_Item", self._whole(item))  # the daemon gives what was asked for
                 self._read()
             except ShuttingDown:
                 self._pause()
@@ -225,6 +231,19 @@ class Follower(Iterator[_Item]):
                     raise
                 self._pause()
         raise StopIteration
+
+    def _whole(self, item: Union[Event, Gap, Published]) -> Union[Event, Gap, Published]:
+        """The item, an event with all its data; a gap where that was deleted in between."""
+        if not isinstance(item, Event) or item.data_blob is None:
+            return item
+        try:
+            with self._reader.connect() as connection:
+                return whole(connection, item)
+        except (NoSuchRun, NoSuchBlob):
+            return gap_of(item, "deleted")
+        except BaseException:
+            self._place.put_back(item)
+            raise
 
     def _read(self) -> None:
         """Take the next reply, on a new connection if there is none."""
@@ -258,6 +277,7 @@ class Place:
         self.dropped = 0
         self._items: Iterator[Union[Event, Gap, Published]] = iter(())
         self._next_cursor = cursor
+        self._before = cursor
 
     @property
     def is_now(self) -> bool:
@@ -285,10 +305,16 @@ class Place:
         """The next item to give out; None where another reply is needed."""
         for item in self._items:
             if isinstance(item, Event):  # a gap may reach beyond events that are still to come
+                self._before = self.cursor
                 self.cursor = Cursor(self._next_cursor and self._next_cursor.instance_id, item.position)
             return item
         self.cursor = self._next_cursor
         return None
+
+    def put_back(self, event: Event) -> None:
+        """The event that came last could not be given out; it comes again."""
+        self.cursor = self._before
+        self._items = chain((event,), self._items)
 
     def pause(self) -> float:
         """How many seconds to wait after one more failure."""
@@ -312,6 +338,11 @@ def _items(items: List[Dict[str, Any]]) -> Iterator[Union[Event, Gap, Published]
             yield Gap(**item["gap"])
         elif item.get("published") is not None:
             yield Published.from_wire(item["published"])
+
+
+def gap_of(event: Event, rule: str) -> Gap:
+    """What is told instead of an event that is gone."""
+    return Gap(event.namespace, event.run_id, event.position, event.position, rule)
 
 
 def follow_from(cursor: Union[int, Cursor, None]) -> Optional[Cursor]:

@@ -93,8 +93,18 @@ class Gate(NamedTuple):
     answered: bool = False
 
 
+class DataBlob(NamedTuple):
+    """Content that the daemon keeps and that is the data of an event; `size` in bytes."""
+
+    sha256: str
+    size: int
+
+
 class Event(NamedTuple):
-    """A stored event. `seq` is its place in its run, `position` in the whole history; `usage` is as it was sent."""
+    """A stored event. `seq` is its place in its run, `position` in the whole history; `usage` is as it was sent.
+
+    With a `data_blob` the history keeps the data apart, for its size; whoever reads the event gets it with all its `data`.
+    """
 
     position: int
     namespace: str
@@ -112,11 +122,14 @@ class Event(NamedTuple):
     attempt: Optional[int] = None
     usage: Optional[Dict[str, Any]] = None
     time_us: Optional[int] = None
+    data_blob: Optional[DataBlob] = None
 
     @classmethod
     def from_wire(cls, members: Mapping[str, Any]) -> Event:
-        """From the wire's StoredEvent."""
-        return cls(**_known(cls, members))
+        """From the wire's StoredEvent; `data` is as it stands there."""
+        blob = members.get("data_blob")
+        known = _known(cls, members)
+        return cls(**{**known, "data_blob": DataBlob(**_known(DataBlob, blob))} if blob else known)
 
 
 class Published(NamedTuple):

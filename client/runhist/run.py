@@ -2,7 +2,8 @@
 
 A recording call sends its event if the socket takes it now; otherwise it waits in the history's window. Only `flush`,
 `events` and leaving the run's block wait for the daemon; a full window makes any call wait up to the history's
-deadline. Handles are thread-safe. See `handle` for what they record.
+deadline. Data too large to travel with its event is given to the daemon at once, which waits until it is
+there (see `large`). Handles are thread-safe. See `handle` for what they record.
 
 An exception that is leaving a block is never replaced by one of recording's; `flush` raises what the daemon refused.
 """
@@ -11,11 +12,12 @@ from __future__ import annotations
 
 import os
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Iterator, Optional, Sequence, Type, TypeVar, Union
+from typing import TYPE_CHECKING, Any, Iterator, Mapping, Optional, Sequence, Type, TypeVar, Union
 
 from . import ambient
 from .faults import Faults
 from .handle import RunHandle, is_answer
+from .large import SENT_WHOLE_BYTES, encode_event, give_to
 from .link import Link
 from .outbox import Outbox
 from .protocol.errors import RunClosed, RunhistError
@@ -149,6 +151,11 @@ class Run(RunHandle):
             return
         link.wait(lambda: outbox.settled or link.spool_fault is not None or link.saved(outbox), self._history.deadline)
         self._take_last_stock(link, outbox)
+
+    def _encode(self, event: Mapping[str, Any]) -> bytes:
+        link = self._link
+        assert link is not None
+        return encode_event(event, min(link.event_bytes, SENT_WHOLE_BYTES), give_to(link.choice, self._history.deadline))
 
     def _make_room(self, size: int) -> bool:
         assert self._link is not None

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-import runhist
 from runhist.protocol.errors import Conflict, InvalidParameter, NoSuchBlob, NotAllowed, TooLarge
 from runhistd.config import Config
 from runhistd.store.verify import verify
@@ -264,18 +263,3 @@ def test_a_follower_hears_what_the_data_is(made: Made) -> None:
     again = restarted(made)
     assert size(again) == 100_000  # from the database
     again.connection.close()
-
-
-def test_large_data_of_a_spool_file_becomes_content(
-    daemon: Daemon, wait_until: Wait, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    daemon.start().stop()
-    for name, value in daemon.env.items():
-        monkeypatch.setenv(name, value)
-    with runhist.connect(deadline=0).begin_run(run_id="r") as recording:
-        recording.append("turn", {"text": "x" * 500_000})
-    made = Made(daemon.start())
-    wait_until(lambda: len(made.events("r")) == 3, "the spool is empty")
-    assert made.events("r")[1]["data_blob"]["size"] == 500_011
-    assert list((daemon.state_dir / "spool").iterdir()) == []
-    made.connection.close()

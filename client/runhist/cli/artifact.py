@@ -104,7 +104,7 @@ def _add(args: argparse.Namespace) -> int:
         with Connection.open() as connection:
             if args.keep:
                 with Path(args.path).open("rb") as file:
-                    members.update(artifacts.put(connection, file))
+                    members.update(artifacts.put(connection, artifacts.chunks_of(file)))
             event = {"type": "artifact", "key": f"artifact:{new_uuid()}", "data": members}
             name = present(namespace=meant.namespace, run_id=meant.run_id, epoch=meant.epoch)
             connection.call("Append", {**name, "events": [event]})

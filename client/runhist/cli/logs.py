@@ -12,7 +12,7 @@ import sys
 from typing import Any, Dict, Iterator, List, Optional
 
 from ..connection import Connection
-from . import names, render
+from . import large_data, names, render
 from .following import patiently
 from .live import LiveLine
 from .main import FAILED, OK
@@ -47,7 +47,8 @@ def run(args: argparse.Namespace) -> int:
             printed += 1
             if live is not None:
                 live.clear()
-            sys.stdout.write(render.json_line(event) if args.json else line(event, found["started_us"]))
+            for part in large_data.json_parts(event) if args.json else (line(large_data.whole(event), found["started_us"]),):
+                sys.stdout.write(part)
             if live is not None:
                 live.pass_by(event)
             if args.follow:

@@ -9,7 +9,7 @@ import os
 import sys
 import time
 import unicodedata
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence
 
 GLYPHS = {
     "pending": "○",
@@ -198,3 +198,17 @@ def json_line(value: Any) -> str:
     import json
 
     return json.dumps(value, ensure_ascii=True, separators=(",", ":")) + "\n"
+
+
+def json_line_parts(content: Iterable[bytes]) -> Iterator[str]:
+    """JSON that comes in chunks of UTF-8, made fit for one line as `json_line` does: ASCII, without line breaks."""
+    import codecs
+    import json
+    import re
+
+    decode = codecs.getincrementaldecoder("utf-8")().decode
+    for chunk in content:
+        text = decode(chunk)
+        if not (text.isascii() and text.isprintable()):
+            text = re.sub("[^ -~]", lambda found: json.dumps(found[0])[1:-1] if found[0] >= " " else " ", text)
+        yield text

@@ -17,8 +17,8 @@ from typing import Any, Dict, Iterator, Optional
 from .. import environment
 from ..connection import Connection
 from ..encoding import present
-from ..protocol.errors import PositionExpired
-from . import logs, render
+from ..protocol.errors import NoSuchBlob, NoSuchRun, PositionExpired
+from . import large_data, logs, names, render
 from .following import patiently
 from .main import FAILED, OK, REFUSED, USAGE, Complaint
 
@@ -59,7 +59,8 @@ def run(args: argparse.Namespace) -> int:
     try:
         for reply in _replies(cursor, present(namespace=namespace, heartbeat_us=HEARTBEAT_US)):
             for item in reply["items"]:
-                sys.stdout.write(render.json_line(_told(item)) if args.json else _line(item))
+                for part in _told(item) if args.json else (_line(item),):
+                    sys.stdout.write(part)
             sys.stdout.flush()
             if args.cursor_file is not None:
                 write_cursor(args.cursor_file, cursor)
@@ -80,15 +81,32 @@ def _replies(cursor: Cursor, filters: Dict[str, Any]) -> Iterator[Dict[str, Any]
     return patiently(begin)
 
 
-def _told(item: Dict[str, Any]) -> Dict[str, Any]:
+def _told(item: Dict[str, Any]) -> Iterator[str]:
     event: Optional[Dict[str, Any]] = item.get("event")
-    return {"gap": item["gap"]} if event is None else event
+    if event is not None:
+        try:
+            yield from large_data.json_parts(event)
+            return
+        except (NoSuchRun, NoSuchBlob):
+            pass
+    yield render.json_line({"gap": _gap_of(item)})
+
+
+def _gap_of(item: Dict[str, Any]) -> Dict[str, Any]:
+    """The gap that the item is, or what is told instead of an event that was deleted before its data could be read."""
+    event: Dict[str, Any] = item.get("event") or {}
+    at = event.get("position")
+    return item.get("gap") or {**names.address(event), "from_position": at, "to_position": at, "rule": "deleted"}
 
 
 def _line(item: Dict[str, Any]) -> str:
     event: Optional[Dict[str, Any]] = item.get("event")
+    try:
+        event = None if event is None else large_data.whole(event)
+    except (NoSuchRun, NoSuchBlob):
+        event = None
     if event is None:
-        gap = item["gap"]
+        gap = _gap_of(item)
         of = render.escaped(gap["run_id"] or "some runs")
         return f"events of {of} were deleted here (rule: {gap['rule']}), see: runhistd config show\n"
     run_id = event["run_id"]
