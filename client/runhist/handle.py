@@ -18,6 +18,7 @@ from .encoding import Unencodable, as_object, encode, plain_text, present, usage
 from .endings import CANCELLED, FAILED, cancel_reason, failure_members, outcome_of
 from .environment import RunName, lend
 from .faults import Faults
+from .large import encode_whole
 from .outbox import Entry, Outbox
 from .protocol.errors import Refusal, RunhistError, StaleEpoch, TooLarge
 from .pump import Pump
@@ -328,8 +329,8 @@ class RunHandle(Recording):
                 self._faults.add("window_full" if link.spool_fault is None else type(why).__name__, why, text)
 
     def _encode(self, event: Mapping[str, Any]) -> bytes:
-        """The event as it is sent. Raises Unencodable, and why its data cannot be kept."""
-        return encode(event)
+        """The event as it is sent. Raises Unencodable, TooLarge, and why its data cannot be kept."""
+        return encode_whole(event)
 
     def _make_room(self, size: int) -> bool:
         """Whether an event of `size` bytes may be handed over, possibly after a wait."""

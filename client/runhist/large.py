@@ -60,6 +60,15 @@ def encode_event(event: Mapping[str, Any], limit_bytes: int, give: Give) -> byte
     return b'%s,"data_blob":%s}' % (start[:-1], encode(give(data)))
 
 
+def encode_whole(event: Mapping[str, Any]) -> bytes:
+    """The event as it is sent by who cannot give large data before it. Raises Unencodable, TooLarge."""
+
+    def refuse(data: Any) -> Dict[str, Any]:
+        raise TooLarge(parameter="data", limit=SENT_WHOLE_BYTES)
+
+    return encode_event(event, SENT_WHOLE_BYTES, refuse)
+
+
 def give_to(choice: SocketChoice, seconds: float) -> Give:
     """A function that gives data to the daemon, again when that is restarted meanwhile; returns the `data_blob`.
 
@@ -79,12 +88,17 @@ def whole(connection: Connection, event: Event) -> Event:
     """The event with all its data. Raises NoSuchRun and NoSuchBlob for what was deleted, and Unreachable."""
     if event.data_blob is None:
         return event
-    import json
-
     from .artifacts import content
 
     run = {"namespace": event.namespace, "run_id": event.run_id}
-    return event._replace(data=json.loads(b"".join(content(connection, run, event.data_blob.sha256))))
+    return with_data(event, content(connection, run, event.data_blob.sha256))
+
+
+def with_data(event: Event, content: Iterable[bytes]) -> Event:
+    """The event with that JSON as its data."""
+    import json
+
+    return event._replace(data=json.loads(b"".join(content)))
 
 
 def is_longer(value: Any, limit: int) -> bool:

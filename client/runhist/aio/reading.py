@@ -6,6 +6,7 @@ follow keeps its connection until its block is left, it is closed or it is forgo
 
 from __future__ import annotations
 
+from base64 import b64decode
 from collections import deque
 from typing import (
     Any,
@@ -28,10 +29,11 @@ import anyio
 
 from ..connection import Connection, Parameters, Unreachable
 from ..encoding import present
+from ..large import with_data
 from ..paths import SocketChoice
-from ..protocol.errors import NoSuchRun, ShuttingDown
-from ..reading import LASTING, PAGE, READ_TIMEOUT_S, Place, as_list, is_wanted
-from ..records import TERMINAL_KINDS, Cursor, Event, Gap, RunRecord, StepRecord, Usage, UsageRow, UsageTotals
+from ..protocol.errors import NoSuchBlob, NoSuchRun, ShuttingDown
+from ..reading import LASTING, PAGE, READ_TIMEOUT_S, Place, as_list, gap_of, is_wanted
+from ..records import TERMINAL_KINDS, Cursor, Event, Gap, Published, RunRecord, StepRecord, Usage, UsageRow, UsageTotals
 from .asking import Asking
 
 Item = Union[Event, Gap]
@@ -159,7 +161,7 @@ class RunReader:
 
     def _stored(self, filters: Mapping[str, Any], after_seq: int) -> AsyncIterator[Item]:
         request = {**filters, "after_seq": after_seq}
-        return Pages(self._reader, "GetEvents", request, _stored_items, page="after_seq")
+        return _Whole(self._reader, Pages(self._reader, "GetEvents", request, _stored_items, page="after_seq"))
 
     async def _follow(self, filters: Mapping[str, Any], after_seq: int) -> AsyncIterator[Item]:
         if self._reader.off or (await self.get()).ended:
@@ -180,6 +182,38 @@ class RunReader:
 
 def _stored_items(reply: Dict[str, Any]) -> List[Item]:
     return [*(Gap(**gap) for gap in reply["gaps"]), *map(Event.from_wire, reply["events"])]
+
+
+async def _whole(reader: Reader, event: Event) -> Event:
+    """The event with all its data. Raises NoSuchRun and NoSuchBlob for what was deleted, and Unreachable."""
+    if event.data_blob is None:
+        return event
+    run = {"namespace": event.namespace, "run_id": event.run_id}
+    content: List[bytes] = []
+    async with await reader.connect() as asking:
+        asking.stream("GetBlob", {**run, "sha256": event.data_blob.sha256})
+        while sum(map(len, content)) < event.data_blob.size:
+            content.append(b64decode((await asking.reply())["base64"]))
+    return with_data(event, content)
+
+
+class _Whole(AsyncIterator[Item]):
+    """Stored events, each with all its data."""
+
+    def __init__(self, reader: Reader, items: AsyncIterator[Item]) -> None:
+        self._reader = reader
+        self._items = items
+        self._begun: Optional[Item] = None  # whose data did not come yet: the iteration was cancelled
+
+    async def __anext__(self) -> Item:
+        item = self._begun = self._begun or await self._items.__anext__()
+        if isinstance(item, Event):
+            try:
+                item = await _whole(self._reader, item)
+            except NoSuchBlob:  # it was dropped in between
+                item = gap_of(item, f"events.{item.kind}")
+        self._begun = None
+        return item
 
 
 class RunEvents(AsyncIterator[Item]):
@@ -279,10 +313,10 @@ class Follower(AsyncIterator[_Item]):
 
     async def __anext__(self) -> _Item:
         while not self.closed:
-            item = self._place.next_item()
-            if item is not None:
-                return cast("_Item", item)  # the daemon gives what was asked for
             try:
+                item = self._place.next_item()
+                if item is not None:
+                    return cast("_Item", await self._whole(item))  # the daemon gives what was asked for
                 if self._asking is None or self._asking.closed:
                     await self._connect()
                 else:
@@ -294,6 +328,17 @@ class Follower(AsyncIterator[_Item]):
                     raise
                 await self._pause()
         raise StopAsyncIteration
+
+    async def _whole(self, item: Union[Event, Gap, Published]) -> Union[Event, Gap, Published]:
+        if not isinstance(item, Event):
+            return item
+        try:
+            return await _whole(self._reader, item)
+        except (NoSuchRun, NoSuchBlob):
+            return gap_of(item, "deleted")
+        except BaseException:
+            self._place.put_back(item)
+            raise
 
     async def _connect(self) -> Asking:
         asking = self._asking = await self._reader.connect()

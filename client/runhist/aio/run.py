@@ -1,6 +1,7 @@
 """Recording one run from tasks: the handle whose recording calls never wait.
 
-What is recorded waits in the history's window for the daemon; past it, an event is a fault. `await run.flush()` now and
+What is recorded waits in the history's window for the daemon; past it, an event is a fault, and so is one with more data
+than may be sent with it (1 MiB): to give that before it would be to wait. `await run.flush()` now and
 then is how a fast engine keeps pace with the daemon. See `runhist.handle` for what handles record.
 
 Leaving the run's block waits, at most the deadline and shielded from cancellation, until all of it is stored. An

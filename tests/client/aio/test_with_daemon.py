@@ -95,6 +95,33 @@ def test_what_was_recorded_is_read_back(env: Daemon, go: Go) -> None:
     go(main)
 
 
+def test_large_data_comes_back_as_it_was_recorded_and_too_large_data_is_a_fault(env: Daemon, go: Go) -> None:
+    payloads = [{"text": "\u00e9" * size} for size in (100_000, 500_000)]
+
+    def data(items: Iterable[Any]) -> list[Any]:
+        return [item.data for item in items if item.type == "turn"]
+
+    def delete_r() -> None:
+        with runhist.Connection.open() as connection:
+            assert connection.call("DeleteRun", {"run_id": "r"})["deleted"]
+
+    async def main() -> None:
+        async with aio.connect(deadline=LONG) as history:
+            async with history.begin_run(run_id="r") as run:
+                for payload in payloads:
+                    run.append("turn", payload)
+                run.append("turn", {"text": "x" * 1024 * 1024})
+                assert run.faults == 1
+                assert data(await gather(run.events())) == payloads
+            async with history.follow(cursor=0) as follower:
+                assert data(await take(follower, 2)) == payloads[:1]
+                await anyio.to_thread.run_sync(delete_r)
+                (gap,) = await take(follower, 1)
+                assert isinstance(gap, Gap) and (gap.run_id, gap.rule) == ("r", "deleted")
+
+    go(main)
+
+
 def test_lists_and_events_go_on_from_page_to_page(env: Daemon, go: Go) -> None:
     async def main() -> None:
         async with aio.connect(deadline=LONG) as history:
