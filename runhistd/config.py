@@ -174,7 +174,9 @@ class Config:
     event_bytes: Annotated[int, Whole(KIB, 1024 * MIB)] = 1 * MIB
     # Data of one event that is longer than this is kept in a file beside the database.
     inline_limit: Annotated[int, Whole(KIB, 1024 * MIB)] = 64 * KIB
-    # What all clients together may have waiting in the daemon's memory; then it stops reading from them.
+    # What all clients together may have waiting in the daemon's memory. One half is for what is not stored yet: while it is
+    # full nobody is read from. One half is for unfinished messages and replies that are not taken: when it is full, the
+    # client that has been stuck longest is let go.
     queue_bytes: Annotated[int, Whole(MIB, 16 * 1024 * MIB)] = 64 * MIB
     # How long the write-ahead log may get while something reads; then the reading is cut off.
     wal_bytes: Annotated[int, Whole(MIB, 1024 * 1024 * MIB)] = 1024 * MIB

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .connection import Unreachable as Unreachable
     from .encoding import Unencodable as Unencodable
     from .outbox import HistoryLost as HistoryLost
+    from .protocol.errors import Busy as Busy
     from .protocol.errors import Conflict as Conflict
     from .protocol.errors import Damaged as Damaged
     from .protocol.errors import InternalError as InternalError
@@ -72,7 +73,7 @@ _NAMES = {
     "encoding": ("Unencodable",),
     "outbox": ("HistoryLost",),
     "protocol.errors": (
-        *("Conflict", "Damaged", "InternalError", "InvalidParameter", "LeaseHeld", "NoSuchRun", "NotAllowed"),
+        *("Busy", "Conflict", "Damaged", "InternalError", "InvalidParameter", "LeaseHeld", "NoSuchRun", "NotAllowed"),
         "PermissionDenied",
         *("PositionExpired", "Refusal", "RunClosed", "RunExists", "RunhistError", "SequenceGap", "ShuttingDown"),
         *("StaleEpoch", "StaleTeamEpoch", "StatusChanged", "StorageFull", "TooLarge"),

@@ -31,7 +31,7 @@ from .connection import Connection, Unreachable
 from .large import SENT_WHOLE_BYTES
 from .outbox import Flight, Outbox
 from .paths import SocketChoice
-from .protocol.errors import Damaged, Refusal, RunhistError, ShuttingDown, StorageFull
+from .protocol.errors import Busy, Damaged, Refusal, RunhistError, ShuttingDown, StorageFull
 from .protocol.machine import MAX_FRAME_BYTES, Reply
 from .spool import Spool, SpoolFault
 
@@ -41,7 +41,7 @@ LONGEST_PAUSE_S = 2.0
 SILENCE_S = 5.0  # without a reply to what was sent; a busy disk is faster
 
 _AWAY = frozenset({"not_installed", "not_running", "refused"})  # reasons for which a start of the daemon is the cure
-_PASSING = (StorageFull, Damaged, ShuttingDown)  # refusals that say nothing against the call: try again later
+_PASSING = (StorageFull, Damaged, Busy, ShuttingDown)  # refusals that say nothing against the call: try again later
 
 
 class Pump:

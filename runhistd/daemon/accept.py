@@ -7,11 +7,15 @@ from collections.abc import Sequence
 
 import trio
 
+from runhistd.model.errors import Busy, PermissionDenied
+
 from .handlers import Service
 from .listen import Endpoint
-from .server import Connection, peer_of, refuse_stranger
+from .server import Connection, peer_of, turn_away
 
 logger = logging.getLogger("runhistd.accept")
+
+RETRY_AFTER_US = 1_000_000  # of a client that there is no room for
 
 
 async def accept_all(
@@ -34,8 +38,12 @@ async def accept(service: Service, endpoint: Endpoint, nursery: trio.Nursery) ->
             await trio.sleep(0.1)  # out of descriptors: some will be closed
             continue
         peer = peer_of(stream, service.liveness.processes)
-        if peer is None or len(service.connections) >= service.config.connections:
-            nursery.start_soon(refuse_stranger, stream)
+        if peer is None:
+            nursery.start_soon(turn_away, stream, PermissionDenied())
+            continue
+        if len(service.connections) >= service.config.connections:
+            peer.process.close()
+            nursery.start_soon(turn_away, stream, Busy(RETRY_AFTER_US))
             continue
         connection = Connection(stream, peer, service, service.config.frame_bytes)
         service.connections.add(connection)  # at once: a verdict may wait for what its peer has sent

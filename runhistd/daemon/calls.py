@@ -7,6 +7,7 @@ interface is InvalidParameter with the path of the member. msgspec does not look
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from typing import Any, Literal, TypeVar
@@ -29,6 +30,9 @@ from runhistd.model.removal import check_directory
 
 from . import json_text
 
+MAX_EVENTS = 10_000  # of one call, so that storing it holds nobody up for long; at 16 bytes each a frame brings a million
+MAX_LISTED = 1000  # names in a list of a control call
+COUNTED_BYTES = 1024 * 1024  # parameters above this are counted before they are decoded, which takes ten times their bytes
 T = TypeVar("T")
 
 
@@ -102,6 +106,12 @@ class ClaimCall(Struct, frozen=True, forbid_unknown_fields=True):
     events: list[Event] | None = None
 
 
+class Counted(Struct, frozen=True):
+    """How many events a call has."""
+
+    events: list[Raw] | None = None
+
+
 class ReleaseCall(Struct, frozen=True, forbid_unknown_fields=True):
     """ReleaseRun."""
 
@@ -116,7 +126,9 @@ _decode_claim = msgspec.json.Decoder(ClaimCall).decode
 _decode_release = msgspec.json.Decoder(ReleaseCall).decode
 _decode_publish = msgspec.json.Decoder(PublishCall).decode
 _decode_append = msgspec.json.Decoder(AppendCall).decode
+_decode_counted = msgspec.json.Decoder(Counted).decode
 _decode_spec = msgspec.json.Decoder(RunSpec).decode
+_decode_shallow = msgspec.json.Decoder(dict[str, Raw]).decode
 _decode_any = msgspec.json.Decoder().decode
 
 
@@ -155,6 +167,7 @@ def decode_begin(parameters: Raw, event_bytes: int) -> tuple[BeginCall, RunSpec]
 
 def decode_append(parameters: Raw, uid: int, holder: Holder | None, event_bytes: int) -> Append:
     """Append's parameters as a request of that user and process. Raises InvalidParameter, TooLarge."""
+    _check_count(parameters)
     call = _decoded(_decode_append, parameters)
     if not call.events:
         raise InvalidParameter("events")
@@ -167,6 +180,7 @@ def decode_append(parameters: Raw, uid: int, holder: Holder | None, event_bytes:
 
 def decode_publish(parameters: Raw, uid: int, event_bytes: int) -> Publish:
     """Publish's parameters as a request of that user. Raises InvalidParameter, NotAllowed, TooLarge."""
+    _check_count(parameters)
     call = _decoded(_decode_publish, parameters)
     namespace, events = _check_name(call), _check_events(call.events, parameters, event_bytes)
     check_published(events)
@@ -175,6 +189,7 @@ def decode_publish(parameters: Raw, uid: int, event_bytes: int) -> Publish:
 
 def decode_claim(parameters: Raw, event_bytes: int) -> tuple[str, ClaimCall]:
     """ClaimRun's parameters and the namespace. Raises InvalidParameter, TooLarge."""
+    _check_count(parameters)
     call = _decoded(_decode_claim, parameters)
     for i, status in enumerate(call.expect_status or ()):
         if status not in STATUSES:
@@ -194,7 +209,16 @@ def _check_name(call: AppendCall | PublishCall | ClaimCall | ReleaseCall) -> str
     return "default" if call.namespace is None else check_name("namespace", call.namespace)
 
 
+def _check_count(parameters: Raw) -> None:
+    if len(memoryview(parameters)) > COUNTED_BYTES:
+        with contextlib.suppress(msgspec.MsgspecError, RecursionError):  # decoding it names the fault
+            if len(_decode_counted(parameters).events or ()) > MAX_EVENTS:
+                raise TooLarge("events", MAX_EVENTS)
+
+
 def _check_events(events: list[Event], parameters: Raw, event_bytes: int) -> list[Event]:
+    if len(events) > MAX_EVENTS:
+        raise TooLarge("events", MAX_EVENTS)
     checked = [_check_event(event, i, event_bytes) for i, event in enumerate(events)]
     _check_nul(bytes(parameters))
     return checked
@@ -431,10 +455,19 @@ def structure(parameters: Raw, cls: type[Any]) -> Any:
 
 
 def _members_of(parameters: Raw) -> Any:
+    _check_large_members(parameters)
     try:
         return _decode_any(parameters)
     except msgspec.ValidationError:  # a number that it takes for none; as a float it is no integer, and named
         return json.loads(bytes(parameters), parse_int=lambda digits: int(digits) if len(digits) < 20 else float(digits))
+
+
+def _check_large_members(parameters: Raw) -> None:
+    """Of a control call only a text may be large: content. Anything else would take many times its bytes in memory."""
+    if len(memoryview(parameters)) > COUNTED_BYTES:
+        for name, value in _decode_shallow(parameters).items():
+            if len(memoryview(value)) > COUNTED_BYTES and bytes(memoryview(value)[:1]) != b'"':
+                raise InvalidParameter(name)
 
 
 def _path(error: BaseException) -> str:
@@ -462,8 +495,8 @@ def _only(cls: type) -> Any:
 
 
 def _strict_list(value: object, _: type) -> list[str]:
-    if not isinstance(value, list):
-        raise ValueError("not a list")
+    if not isinstance(value, list) or len(value) > MAX_LISTED:
+        raise ValueError("not a list of reasonable length")
     return _list_converter.structure(value, list[str])
 
 

@@ -48,6 +48,7 @@ from .instance import Instance
 logger = logging.getLogger("runhistd.commit")
 
 MAX_BATCH = 1000  # requests in one transaction, so that none waits long for the others
+MAX_BATCH_BYTES = 8 * 1024 * 1024  # of them, at least one
 CHECKPOINT_BYTES = 4 * 1024 * 1024
 TRUNCATE_BYTES = 64 * 1024 * 1024
 IDLE_S = 5.0
@@ -174,7 +175,11 @@ class Committer:
     def _take(self) -> list[Waiting]:
         """The requests of the next batch, at one moment that never lies before the last one's."""
         self._last_now_us = max(now_us(), self._last_now_us)
-        taken = [self._queue.popleft() for _ in range(min(len(self._queue), MAX_BATCH))]
+        taken: list[Waiting] = []
+        room = MAX_BATCH_BYTES
+        while self._queue and len(taken) < MAX_BATCH and (not taken or self._queue[0][2] <= room):
+            taken.append(self._queue.popleft())
+            room -= taken[-1][2]
         self._queued_writes -= sum(_is_write(request) for request, _, _ in taken)
         return taken
 

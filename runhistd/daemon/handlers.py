@@ -38,6 +38,7 @@ from runhistd.store.log import Request
 
 from . import calls
 from .blobs import Blobs
+from .budget import Budget
 from .collect import Collector
 from .commit import Committer, Outcome, now_us
 from .follow import PAGE_BYTES, PAGE_EVENTS, Page, Tail, encode_event, encode_gap, follow
@@ -55,6 +56,7 @@ MAX_LIST_LIMIT = 1000
 MAX_SHOWN_BYTES = INBOX_BYTES // 2
 HEARTBEAT_S = 3600.0  # of followers that asked for none: the cursor of a quiet filter still moves
 LOW_SPACE_BYTES = 500_000_000  # below this, status warns
+EVENT_OVERHEAD_BYTES = 400  # of an event in the queue beside its text
 SPOOLED_BYTES = 32 * 1024  # of one spooled request in the queue: a part of at most 1 MiB is 32 of them
 FEATURES = ["publish"]
 RECOVER = "runhistd recover"
@@ -97,6 +99,7 @@ class Service:
         self.damage: DamagedDatabase | None = None
         self._damaged = trio.Event()
         self.large_frame = trio.Lock()
+        self.budget = Budget(self.config.queue_bytes // 2)
         self.stopping = trio.Event()
         self.started_us = now_us()
         self._readers: list[Reader] = []
@@ -139,7 +142,8 @@ class Service:
         request = make_request(self, connection.peer, call.parameters)
         if call.size > self.config.inline_limit:
             request = await self._keep_large(request)
-        self.committer.submit(request, reply, call.size)
+        events = len(request.events) if isinstance(request, Append | Claim) else 0
+        self.committer.submit(request, reply, call.size + events * EVENT_OVERHEAD_BYTES)
         return True
 
     async def _keep_large(self, request: Request) -> Request:
@@ -161,7 +165,9 @@ class Service:
         self._refuse_when_stopping()
         self._refuse_when_damaged(call.method)
         asked = calls.structure(call.parameters, cls)
-        if method in STREAMS and call.more:
+        if connection.is_broken and method.startswith(("Describe", "Get", "List", "Follow")):
+            reply.frame = b""  # nobody takes what would be read; what changes something was meant, and is carried out
+        elif method in STREAMS and call.more:
             await STREAMS[method](self, connection, asked)
         elif handle is None:
             reply.fail("ExpectedMore")
@@ -307,6 +313,7 @@ async def describe(service: Service, peer: Peer, call: calls.Describe) -> Any:
             "frame_bytes": service.config.frame_bytes,
             "event_bytes": service.config.event_bytes,
             "inline_limit": service.config.inline_limit,
+            "events": calls.MAX_EVENTS,
         },
         "instance_id": service.instance_id,
         "schema": SCHEMA_VERSION,
@@ -538,7 +545,7 @@ async def stream_follow(service: Service, connection: Connection, call: calls.Fo
         await connection.sent(0)
 
     try:
-        await connection.stream_until_closed(until_stop)
+        await connection.stream_until_closed(until_stop, endless=True)
     finally:
         if inbox is not None:
             tail.close_inbox(peer.uid, wanted, inbox)

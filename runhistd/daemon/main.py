@@ -110,11 +110,12 @@ def assemble(instance: Instance, reload: Reload, log: EventLog | None, notifier:
         notifier.beat(status_of(service))
 
     def on_reload(config: Config) -> None:
-        committer.configure(config.queue_bytes)
+        committer.configure(config.queue_bytes // 2)
+        service.budget.limit_bytes = config.queue_bytes // 2
         liveness.configure(grace_s=config.disconnect_grace_s, max_pidfds=descriptors_to_spare(config.connections))
         service.collector.reschedule()
 
-    committer = Committer(log, instance, config.queue_bytes, on_commit, notifier.beat_s, on_beat)
+    committer = Committer(log, instance, config.queue_bytes // 2, on_commit, notifier.beat_s, on_beat)
     service = Service(instance, reload, instance_id, committer, tail, liveness)
     reload.applied = on_reload
     service.state = "recording" if log is not None else "damaged"

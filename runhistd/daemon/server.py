@@ -7,7 +7,8 @@ read waits until everything before it is answered: it sees the appends before it
 connection for itself until it ends.
 
 What a peer can make us hold is bounded: nobody reads from it while the committer's queue is full, or while it does not
-take its replies; one frame above LARGE_FRAME_BYTES is received at a time, within a deadline.
+take its replies; one frame above LARGE_FRAME_BYTES is received at a time, within a deadline. What all of them together
+make us hold is bounded by a budget (see `budget`).
 
 A process may die with calls in its socket that nobody has read yet. `heard_out` waits until they are: until the end of
 the stream, or, where a forked child keeps the socket open, until all that was in it when the process died was taken.
@@ -31,7 +32,7 @@ import trio
 from attrs import frozen
 
 from runhist.protocol import INTERFACE, SERVICE, FrameTooLong, ServerConnection
-from runhistd.model.errors import InternalError, InvalidParameter, PermissionDenied, Refusal, TooLarge
+from runhistd.model.errors import InternalError, InvalidParameter, Refusal, TooLarge
 from runhistd.model.holder import Holder
 
 from .calls import Envelope, MalformedCall, decode_envelope
@@ -46,7 +47,7 @@ logger = logging.getLogger("runhistd.server")
 READ_BYTES = 64 * 1024
 MAX_UNSENT_BYTES = 256 * 1024
 LARGE_FRAME_BYTES = 1024 * 1024
-LARGE_FRAME_S = 30.0
+LARGE_FRAME_S = 10.0  # of waiting for its bytes
 PUBLISH = f"{INTERFACE}.Publish"  # alone may go unanswered: what nobody sees need not be sent again
 
 encode = msgspec.json.Encoder().encode
@@ -130,6 +131,7 @@ class Connection:
         self._progress = trio.Event()  # something was sent or settled
         self._blocked = trio.Event()  # the socket is full: the writing task is needed
         self._broken = False
+        self._serving = trio.CancelScope()
         self._peer_died = False
         self._ended = False
         self._waits_for_bytes = False
@@ -138,7 +140,16 @@ class Connection:
         self._heard = trio.Event()  # something was received, or is waited for
 
     async def serve(self) -> None:
-        """Answer until the peer closes, breaks the protocol, or we are cancelled."""
+        """Answer until the peer closes, breaks the protocol, is let go, or we are cancelled."""
+        try:
+            with self._serving:
+                await self._serve()
+        finally:
+            self._broken = True
+            self._unsent.clear()
+            self._note_held()
+
+    async def _serve(self) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._write_rest)
             try:
@@ -174,6 +185,25 @@ class Connection:
         while len(self._unsent) > at_most_bytes and not (self._broken or self._peer_died):
             await self._progress.wait()
 
+    @property
+    def is_broken(self) -> bool:
+        """Whether nothing can be sent to the peer any more."""
+        return self._broken
+
+    def let_go(self) -> None:
+        """Give up the peer, because others need the room that it takes."""
+        fields = {"pid": self.peer.pid, "bytes": self._held_bytes}
+        logger.warning("let a peer go that does not go on", extra={"fields": fields})
+        self._broken = True
+        self._serving.cancel()
+
+    @property
+    def _held_bytes(self) -> int:
+        return self.machine.framing.buffered_bytes + len(self._unsent)
+
+    def _note_held(self) -> None:
+        self._service.budget.note(self, 0 if self._broken else self._held_bytes)
+
     def peer_died(self) -> None:
         """Wait no more for it to take its replies, or what it had sent would stay unread behind them."""
         self._peer_died = True
@@ -207,7 +237,9 @@ class Connection:
     def flush(self) -> None:
         """Send the replies that are ready, all in one call of the kernel, without waiting."""
         while self._replies and self._replies[0].frame is not None:
-            self._unsent += self._replies.popleft().frame or b""
+            frame = self._replies.popleft().frame or b""
+            if not self._broken:
+                self._unsent += frame
         if self._unsent and not self._broken:
             try:
                 sent = os.write(self.stream.socket.fileno(), self._unsent)
@@ -220,9 +252,11 @@ class Connection:
                 self._broken = True
             if self._peer_died and len(self._unsent) > MAX_UNSENT_BYTES:
                 self._broken = True  # whoever inherited the socket does not read either
+            if self._broken:
                 self._unsent.clear()
-            if self._unsent:
+            elif self._unsent:
                 self._blocked.set()
+            self._note_held()
         self._progress.set()
         self._progress = trio.Event()
 
@@ -238,18 +272,21 @@ class Connection:
                 self.flush()
 
     async def _read_calls(self) -> None:
-        while await self._receive():
-            await self._take_calls()
+        while True:
+            await self._wait_room()
+            received = await self._receive_some()
+            if not received:
+                return
+            self.machine.receive_data(received)
             if self.machine.framing.buffered_bytes > LARGE_FRAME_BYTES:
                 await self._receive_large()
+            await self._take_calls()
+            self._note_held()
 
-    async def _receive(self) -> bool:
-        """Read once, when there is room for what it may bring. False at the peer's end."""
+    async def _wait_room(self) -> None:
+        """Return when there is room for what a read may bring."""
         await self.sent(MAX_UNSENT_BYTES)
         await self._service.committer.wait_room()
-        received = await self._receive_some()
-        self.machine.receive_data(received)
-        return bool(received)
 
     async def _receive_some(self) -> bytes:
         """The next bytes. Not by the stream, which has them for a moment when neither the socket nor we do."""
@@ -274,14 +311,20 @@ class Connection:
             self._heard = trio.Event()
 
     async def _receive_large(self) -> None:
+        """Receive the rest of a large frame."""
+        self._note_held()
         async with self._service.large_frame:
-            with trio.move_on_after(LARGE_FRAME_S) as scope:
-                while self.machine.framing.buffered_bytes > LARGE_FRAME_BYTES:
-                    if not await self._receive():
-                        raise EndConnection
-                    await self._take_calls()
-            if scope.cancelled_caught:
-                raise EndConnection
+            remaining_s = LARGE_FRAME_S
+            while not self.machine.framing.is_ready:
+                await self._wait_room()
+                began_s, received = trio.current_time(), b""
+                with trio.move_on_after(remaining_s):
+                    received = await self._receive_some()
+                if not received:
+                    raise EndConnection
+                remaining_s -= trio.current_time() - began_s
+                self.machine.receive_data(received)
+                self._note_held()
 
     async def _take_calls(self) -> None:
         self._is_taking = True
@@ -315,6 +358,7 @@ class Connection:
                 await self.answered()
                 self._replies.append(reply)
                 await self._service.answer(self, call, reply)
+                await self.sent(MAX_UNSENT_BYTES)
         except Refusal as refusal:
             reply.refuse(refusal)
         except EndConnection:
@@ -325,13 +369,17 @@ class Connection:
             logger.error("a call failed", exc_info=error, extra={"fields": fields})
             reply.refuse(InternalError(request_id))
 
-    async def stream_until_closed(self, stream: Callable[[], Awaitable[None]]) -> None:
-        """Run a stream; the peer's close cancels it at once, and then ends the connection."""
+    async def stream_until_closed(self, stream: Callable[[], Awaitable[None]], *, endless: bool = False) -> None:
+        """Run a stream; the peer's close cancels it at once, and then ends the connection.
+
+        What stands behind an endless one is never read, and much of it ends the connection too: a close behind that would
+        not be seen.
+        """
         self._replies.clear()  # its replies go out by themselves
         self.stream_ended = trio.Event()
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._notice_close, nursery.cancel_scope)
+                nursery.start_soon(self._notice_close, nursery.cancel_scope, endless)
                 await stream()
                 nursery.cancel_scope.cancel()
         except* (trio.BrokenResourceError, trio.ClosedResourceError):
@@ -342,22 +390,23 @@ class Connection:
         if self._broken:
             raise EndConnection
 
-    async def _notice_close(self, scope: trio.CancelScope) -> None:
-        while self.machine.framing.buffered_bytes < LARGE_FRAME_BYTES:
+    async def _notice_close(self, scope: trio.CancelScope, endless: bool) -> None:
+        while endless or self.machine.framing.buffered_bytes < LARGE_FRAME_BYTES:
             try:
                 received = await self._receive_some()
             except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
                 received = b""
-            if not received:
+            self.machine.receive_data(received)
+            if not received or self.machine.framing.buffered_bytes > 2 * LARGE_FRAME_BYTES:
                 self._broken = True
                 scope.cancel()
                 return
-            self.machine.receive_data(received)
+            self._note_held()
 
 
-async def refuse_stranger(stream: trio.SocketStream) -> None:
-    """Answer a peer of another user once, and close."""
+async def turn_away(stream: trio.SocketStream, refusal: Refusal) -> None:
+    """Answer a peer that cannot be served once, and close."""
     async with stream:
         with trio.move_on_after(1):
-            error = {"error": f"{INTERFACE}.{PermissionDenied.__name__}", "parameters": {}}
+            error = {"error": f"{INTERFACE}.{type(refusal).__name__}", "parameters": refusal.parameters}
             await stream.send_all(encode(error) + b"\0")

@@ -120,6 +120,13 @@ class PermissionDenied(Refusal):
     """The peer may not do that."""
 
 
+class Busy(Refusal):
+    """As many clients are connected as the settings allow; trying again after that time may help."""
+
+    def __init__(self, retry_after_us: int) -> None:
+        super().__init__(retry_after_us=retry_after_us)
+
+
 class ShuttingDown(Refusal):
     """The daemon is stopping; the request was not carried out."""
 

@@ -17,7 +17,7 @@ import pytest
 
 from runhist.connection import Connection
 from runhist.paths import SocketChoice
-from runhist.protocol.errors import PermissionDenied
+from runhist.protocol.errors import Busy
 
 if TYPE_CHECKING:
     from tests.conftest import Daemon
@@ -120,7 +120,7 @@ def test_fewer_connections_are_taken_after_a_change(daemon: Daemon, wait_until: 
     with connect(daemon) as first:
         write_by_rename(daemon, "[limits]\nconnections = 1\n")
         wait_until(lambda: "key=limits.connections value=1" in daemon.log_text(), "the change is taken over")
-        with pytest.raises(PermissionDenied), connect(daemon) as second:
+        with pytest.raises(Busy), connect(daemon) as second:
             event_bytes(second)
         assert event_bytes(first) > 0
 

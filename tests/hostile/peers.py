@@ -12,7 +12,7 @@ from uuid import uuid4
 from runhist.connection import Connection
 from runhist.paths import SocketChoice
 from runhist.protocol import INTERFACE
-from tests.conftest import Daemon
+from tests.conftest import Daemon, wait_until
 
 PATIENCE_S = 60.0
 
@@ -30,8 +30,15 @@ class Peer:
         self.path = path
         self.socket = socket.socket(socket.AF_UNIX)
         self.socket.settimeout(PATIENCE_S)
-        self.socket.connect(str(path))
+        wait_until(self._connects, "there is room among those who wait to be accepted")
         self._received = b""
+
+    def _connects(self) -> bool:
+        try:
+            self.socket.connect(str(self.path))
+        except BlockingIOError:
+            return False
+        return True
 
     def __enter__(self) -> Peer:
         return self
@@ -69,15 +76,16 @@ class Peer:
         assert reply is not None and reply.get("error") == "org.varlink.service.InvalidParameter", reply
         return str(reply["parameters"]["parameter"])
 
-    def flood(self, text: bytes) -> int:
-        """Send it again and again until the daemon takes no more; how many bytes it took. Nothing is read."""
-        self.socket.settimeout(2.0)  # a daemon that still reads does so sooner
-        sent = 0
+    def flood(self, text: bytes, at: int = 0) -> int:
+        """Send it again and again, from byte `at` of that on, until the socket is full; where that was. Nothing is read."""
+        self.socket.setblocking(False)
         try:
             while True:
-                sent += self.socket.send(text)
-        except TimeoutError:
-            return sent
+                at += self.socket.send(text[at % len(text) :])
+        except BlockingIOError:
+            return at
+        finally:
+            self.socket.settimeout(PATIENCE_S)
 
 
 class Neighbour:

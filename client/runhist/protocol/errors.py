@@ -155,6 +155,12 @@ class PermissionDenied(Refusal):
     message = "this user may not use this history"
 
 
+class Busy(Refusal):
+    """As many clients are connected as the daemon's settings allow. Trying again after `retry_after_us` may help."""
+
+    message = "as many clients are connected as the daemon takes (limits.connections in its settings)"
+
+
 class ShuttingDown(Refusal):
     """The daemon is stopping; the call was not carried out."""
 

@@ -65,6 +65,11 @@ class Framing:
         """How many bytes were received and not yet given out as a message."""
         return len(self._buffer) - self._start
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether `next_message` has something to say: a whole frame, or that one is too long."""
+        return self._buffer.find(0, self._scanned) >= 0 or self.buffered_bytes > self.max_frame_bytes
+
     def receive_data(self, data: bytes) -> None:
         """Take what a read from the socket returned."""
         if self._start:
