@@ -343,8 +343,13 @@ async def _nothing_spooled() -> str:
 def queue_verdicts(held: _Held, submit: Submit) -> _Verdicts:
     """Queue a verdict for every run that the process holds."""
     verdicts = _Verdicts(len(held.runs))
-    evidence = encode(evidence_of(held))
+    told = evidence_of(held)
+    evidence = encode(told)
     for name in list(held.runs):
+        _, namespace, run_id = name
+        seen = {"peer_pid": told["pid"], "evidence": told["evidence"], "by": told["by"]}
+        fields = {"namespace": namespace, "run_id": run_id, **seen}
+        logger.info("the process that held a run is dead", extra={"fields": fields})
         submit(Death(*name, held.holder, evidence), verdicts, len(evidence))
     return verdicts
 

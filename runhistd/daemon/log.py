@@ -15,7 +15,10 @@ import sys
 import traceback
 from datetime import UTC, datetime
 
+from .journal import JournalHandler, goes_to_journal
+
 LOGGER = "runhistd"
+STDERR = 2
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 _PLAIN = re.compile(r"[!#-<>-\[\]-~]+")  # printable ASCII without space, quote, equals sign and backslash
 # JSON leaves these alone: delete, the C1 controls, and what turns the direction of the text or ends a line in Unicode.
@@ -23,16 +26,19 @@ _HIDDEN = re.compile("[\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\uf
 
 
 class LogfmtFormatter(logging.Formatter):
-    """One logfmt line a record, traceback included."""
+    """One logfmt line a record, traceback included; `stamped` with its time and level, which the journal has itself."""
+
+    def __init__(self, *, stamped: bool = True) -> None:
+        super().__init__()
+        self._stamped = stamped
 
     def format(self, record: logging.LogRecord) -> str:
         """The line, without its end."""
         moment = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="microseconds")
-        pairs: dict[str, object] = {
-            "ts": moment.replace("+00:00", "Z"),
-            "level": record.levelname.lower(),
-            "msg": record.getMessage(),
-        }
+        pairs: dict[str, object] = {}
+        if self._stamped:
+            pairs = {"ts": moment.replace("+00:00", "Z"), "level": record.levelname.lower()}
+        pairs["msg"] = record.getMessage()
         if record.name != LOGGER:
             pairs["logger"] = record.name.removeprefix(f"{LOGGER}.")
         pairs.update(getattr(record, "fields", {}))
@@ -54,10 +60,19 @@ def quote(value: object) -> str:
 
 
 def configure(level: str) -> None:
-    """Send everything from `level` on to stderr in this form, warnings of Python included. For the daemon's process only."""
-    handler = logging.StreamHandler(sys.stderr)
+    """Send everything from `level` on to stderr in this form, warnings of Python included. For the daemon's process only.
+
+    Where stderr goes to systemd's journal, records go there with their fields.
+    """
+    handler: logging.Handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(LogfmtFormatter())
+    if goes_to_journal(STDERR):
+        handler = JournalHandler(handler)
+        handler.setFormatter(LogfmtFormatter(stamped=False))
     root = logging.getLogger()
+    for replaced in root.handlers:
+        if isinstance(replaced, JournalHandler):
+            replaced.close()
     root.handlers[:] = [handler]
     root.setLevel(LEVELS[level])
     for library in ("watchfiles", "trio"):  # their debug lines are about themselves

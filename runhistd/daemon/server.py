@@ -365,7 +365,7 @@ class Connection:
             raise
         except Exception as error:
             request_id = str(uuid4())
-            fields = {"request_id": request_id, "method": call.method}
+            fields = {"request_id": request_id, "method": call.method, "peer_pid": self.peer.pid}
             logger.error("a call failed", exc_info=error, extra={"fields": fields})
             reply.refuse(InternalError(request_id))
 

@@ -216,6 +216,12 @@ def test_in_the_sandbox_the_dead_are_found_and_the_living_are_left_alone(box: Bo
     owner.communicate()
     wait_until(lambda: found("status") == "incomplete", "it is found dead")
     assert re.search(rf"owner +pid {pid} exited, seen .* by pidfd\n", box.run("runhist show @last").stdout)
+    # And whoever looks for the run in the journal finds that, without the daemon's other lines.
+    logged = box.run(f"journalctl --no-pager --output=json RUNHIST_RUN={found('run_id')}").stdout.splitlines()
+    (line,) = map(json.loads, logged)
+    assert (line["RUNHIST_PEER_PID"], line["RUNHIST_EVIDENCE"], line["PRIORITY"]) == (str(pid), "exited", "6")
+    assert line["_SYSTEMD_UNIT"] == "runhistd.service"
+    assert line["MESSAGE"].startswith('msg="the process that held a run is dead" logger=liveness ')
 
 
 def start_load(box: Box, wait_until: Wait) -> list[Any]:
