@@ -30,6 +30,7 @@ COMMANDS = {
     "pin": "let retention leave runs alone",
     "unpin": "let retention take runs again",
     "resume": "answer a paused run's gate, or go on with an interrupted run",
+    "completion": "print what makes your shell complete commands and run ids",
 }
 
 EPILOG = """\
@@ -92,6 +93,16 @@ def parse(words: List[str]) -> argparse.Namespace:
         else:
             subparsers.add_parser(name, help=text, add_help=False)
     return parser.parse_args(words)
+
+
+def command_parser(name: str) -> argparse.ArgumentParser:
+    """The parser of one command."""
+    from importlib import import_module
+
+    subparsers = argparse.ArgumentParser(prog="runhist").add_subparsers()
+    import_module(f"runhist.cli.{name}").add_parser(subparsers)
+    parser: argparse.ArgumentParser = subparsers.choices[name]
+    return parser
 
 
 class _Version(argparse.Action):
