@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import site
@@ -11,11 +12,15 @@ import sysconfig
 import zipfile
 from email.parser import Parser
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 import runhist
 import runhistd
+
+if TYPE_CHECKING:
+    from tests.conftest import Daemon
 
 ROOT = Path(__file__).parent.parent
 UNITS = [
@@ -24,7 +29,7 @@ UNITS = [
 IMPORT_ALL = """
 import importlib, pkgutil, sys, runhist
 for module in pkgutil.walk_packages(runhist.__path__, "runhist."):
-    if not module.name.endswith("__main__"):
+    if not module.name.endswith("__main__") and not module.name.startswith("runhist.aio"):
         importlib.import_module(module.name)
 sys.stdout.write(runhist.__file__)
 """
@@ -119,3 +124,18 @@ def test_the_clients_wheel_alone_works_on_python_39(wheels: dict[str, Path], tmp
     assert "usage: runhist" in output_of(commands / "runhist", "--help", cwd=tmp_path)
     shown = output_of(commands / "python", "-W", "error", "-c", IMPORT_ALL, cwd=tmp_path)
     assert Path(shown).is_relative_to(tmp_path / "venv")
+    program = "import sys\ntry: import runhist.aio\nexcept ImportError as error: sys.stdout.write(str(error))"
+    assert "pip install 'runhist[async]'" in output_of(commands / "python", "-c", program, cwd=tmp_path)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("loop", ["asyncio", "trio"])
+def test_the_async_client_works_on_python_39(wheels: dict[str, Path], tmp_path: Path, daemon: Daemon, loop: str) -> None:
+    commands = install(real_python_39(), tmp_path / "venv", wheels["runhist"])
+    wanted = [f"runhist[async] @ {wheels['runhist'].as_uri()}", "trio"]
+    subprocess.run([commands / "python", "-m", "pip", "--disable-pip-version-check", "install", "-q", *wanted], check=True)
+    agent: list[str | Path] = [commands / "python", "-W", "error", ROOT / "client" / "examples" / "agent.py", "--loop", loop]
+    told = subprocess.run(agent, env={**daemon.start().env, "PYTHONPATH": ""}, capture_output=True, text=True)
+    assert (told.returncode, told.stderr) == (0, "")
+    shown: list[str | Path] = [commands / "runhist", "show", "--json", told.stdout.strip()]
+    assert json.loads(subprocess.run(shown, env=daemon.env, capture_output=True).stdout)["run"]["status"] == "completed"

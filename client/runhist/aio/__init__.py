@@ -14,10 +14,15 @@ history's own, which lives as long as the history's block; so an event leaves at
 
 from __future__ import annotations
 
-from .claim import ClaimedRun
-from .client import History, connect
-from .link import HistoryLeft
-from .reading import Follower, RunReader
-from .run import Run
+try:
+    from .claim import ClaimedRun
+    from .client import History, connect
+    from .link import HistoryLeft
+    from .reading import Follower, RunReader
+    from .run import Run
+except ModuleNotFoundError as error:
+    if error.name != "anyio":
+        raise
+    raise ImportError("runhist.aio needs anyio: pip install 'runhist[async]'") from error
 
 __all__ = ["ClaimedRun", "Follower", "History", "HistoryLeft", "Run", "RunReader", "connect"]
