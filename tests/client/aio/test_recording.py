@@ -156,7 +156,7 @@ def test_an_event_that_is_larger_than_the_sockets_buffer_is_sent(small: SmallHis
         async with aio.connect(deadline=LONG) as history:
             run = await history.begin_run()
             for _ in range(3):
-                run.append("large", {"text": "x" * 2_000_000})
+                run.append("large", {"text": "x" * 900_000})
             assert (await run.flush()).stored == 3
 
     go(main)
