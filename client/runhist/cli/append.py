@@ -9,7 +9,7 @@ import select
 import sys
 from typing import TYPE_CHECKING, Any, Dict, List, Tuple
 
-from .main import OK, USAGE, Complaint
+from .main import OK, USAGE, Complaint, run_name
 
 if TYPE_CHECKING:
     from .feed import Feed
@@ -36,7 +36,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--key", help="name of the event in its run: the same key again stores nothing")
     parser.add_argument("--step", metavar="ID", help="the step that it belongs to")
     parser.add_argument("--attempt", metavar="N", type=int, help="the step's attempt (default: its latest)")
-    parser.add_argument("--run", metavar="RUN", help="another run than RUNHIST_RUN")
+    parser.add_argument("--run", metavar="RUN", type=run_name, help="another run than RUNHIST_RUN")
     parser.add_argument("--namespace", help="where to look for it (default: RUNHIST_NAMESPACE, else everywhere)")
     parser.add_argument("--json", action="store_true", help="print the receipts, one a line")
 

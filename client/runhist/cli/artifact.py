@@ -13,7 +13,7 @@ from ..connection import Connection
 from ..encoding import present
 from ..ids import new_uuid
 from . import names
-from .main import FAILED, OK, Complaint
+from .main import FAILED, OK, Complaint, run_name
 from .target import recording_is_off, target
 
 
@@ -32,7 +32,7 @@ def add_parser(subparsers: Any) -> None:
     add.add_argument("--name", help="what to call it (default: the file's name)")
     add.add_argument("--kind", help="your own word for what it is")
     add.add_argument("--sha256", action="store_true", help="record the content's SHA-256")
-    add.add_argument("--run", metavar="RUN", help="which run (default: RUNHIST_RUN)")
+    add.add_argument("--run", metavar="RUN", type=run_name, help="which run (default: RUNHIST_RUN)")
     add.add_argument("--namespace", help="where to look for it (default: RUNHIST_NAMESPACE, else everywhere)")
     for each in (get, add):
         each.add_argument(

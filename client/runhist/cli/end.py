@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any, Dict, List, Tuple
 
-from .main import OK, REFUSED, USAGE, Complaint
+from .main import OK, REFUSED, USAGE, Complaint, run_name
 from .target import NO_RUN
 
 if TYPE_CHECKING:
@@ -21,7 +21,8 @@ names. A run that this shell did not begin is claimed first, which needs --takeo
 def add_parser(subparsers: Any) -> None:
     """The command's arguments."""
     parser = subparsers.add_parser("end", help="end a run that a shell script began", description=DESCRIPTION)
-    parser.add_argument("name", metavar="RUN", nargs="?", help="id, beginning, ending, or @running … (default: RUNHIST_RUN)")
+    text = "id, beginning, ending, or @running … (default: RUNHIST_RUN)"
+    parser.add_argument("name", metavar="RUN", nargs="?", type=run_name, help=text)
     parser.add_argument("--namespace", help="where to look for it (default: RUNHIST_NAMESPACE, else everywhere)")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--exit-code", metavar="N", type=int, help="0: completed; another: failed; in a script: $?")

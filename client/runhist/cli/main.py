@@ -113,6 +113,13 @@ class _Version(argparse.Action):
         parser.exit()
 
 
+def run_name(text: str) -> str:
+    """A RUN of the command line; an empty one, where a script's variable is unset, must not mean @last."""
+    if not text:
+        raise argparse.ArgumentTypeError("the name is empty; which run is meant?")
+    return text
+
+
 class Complaint(Exception):
     """What a person can mend, with the exit status that it means."""
 

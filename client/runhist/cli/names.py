@@ -6,7 +6,7 @@ from typing import Any, Dict, Optional
 
 from .. import environment
 from ..connection import Connection
-from .main import NO_SUCH_RUN, USAGE, Complaint
+from .main import NO_SUCH_RUN, USAGE, Complaint, run_name
 from .render import escaped, moment
 
 SHORTEST = 4
@@ -63,7 +63,7 @@ def _newest(connection: Connection, name: str, namespace: Optional[str]) -> Dict
 def add_run_argument(parser: Any, nargs: str = "?") -> None:
     """RUN and --namespace, for every command about runs."""
     text = "id, beginning, ending, or @last … (default: $RUNHIST_RUN or @last)"
-    parser.add_argument("name", metavar="RUN", nargs=nargs, help=text)
+    parser.add_argument("name", metavar="RUN", nargs=nargs, type=run_name, help=text)
     parser.add_argument("--namespace", help="only look here (default: $RUNHIST_NAMESPACE, else everywhere)")
 
 

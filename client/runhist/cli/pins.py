@@ -8,7 +8,7 @@ from typing import Any
 
 from ..connection import Connection
 from . import names, render
-from .main import OK, USAGE, Complaint
+from .main import OK
 
 
 def add_parser(subparsers: Any, command: str, text: str) -> None:
@@ -20,8 +20,6 @@ def add_parser(subparsers: Any, command: str, text: str) -> None:
 
 def mark(args: argparse.Namespace, method: str) -> int:
     """Set or take away the mark, of all or, where a name is unknown, of none. Raises Complaint, Refusal."""
-    if "" in args.name:
-        raise Complaint("a name is empty; which run is meant?", USAGE)  # not @last, which no name at all would mean
     with Connection.open() as connection:
         found = [names.find(connection, name, args.namespace) for name in args.name]
         for run in found:

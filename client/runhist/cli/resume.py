@@ -7,7 +7,7 @@ import os
 import sys
 from typing import Any, Dict, List
 
-from .main import OK, REFUSED, USAGE, Complaint
+from .main import OK, REFUSED, USAGE, Complaint, run_name
 
 MAX_VARIABLE_BYTES = 100 * 1024  # the kernel takes 128 KiB for one
 
@@ -37,7 +37,7 @@ def add_parser(subparsers: Any) -> None:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("name", metavar="RUN", help="id, beginning, ending, or @paused …")
+    parser.add_argument("name", metavar="RUN", type=run_name, help="id, beginning, ending, or @paused …")
     parser.add_argument("--namespace", help="only look here (default: $RUNHIST_NAMESPACE, else everywhere)")
     parser.add_argument("--answer", metavar="JSON", help="what the gate is answered with")
     parser.add_argument("--takeover", action="store_true", help="take the run from an owner that is alive")

@@ -48,8 +48,6 @@ def run(args: argparse.Namespace) -> int:
 
 def _find(connection: Connection, name: str, namespace: Any) -> Dict[str, Any]:
     """The run of that name, or {"run_id"} alone where there is none."""
-    if not name:
-        raise Complaint("a name is empty; which run is meant?", USAGE)  # an empty variable of a script must not mean @last
     try:
         return names.find(connection, name, namespace)
     except Complaint as complaint:

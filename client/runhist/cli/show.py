@@ -1,4 +1,4 @@
-"""`runhist show`: one run, its steps and what they cost, and the tree of the runs that it began."""
+"""`runhist show`: one run, its steps and what they cost, what it made, and the tree of the runs that it began."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from ..connection import Connection
 from . import names, render
 from .tree import Tree
 
+SHOWN_ARTIFACTS = 5
 SILENT_US = 60_000_000  # what a live owner may well need for its next event
 TITLES = ("STEP", "TRY", "STATUS", "TOOK", "TOKENS IN/OUT", "COST", "")
 
@@ -20,7 +21,7 @@ def add_parser(subparsers: Any) -> None:
     text = "Show one run: its steps, times, tokens and cost, and the tree of its child runs."
     parser = subparsers.add_parser("show", help="show one run", description=text)
     names.add_run_argument(parser)
-    parser.add_argument("--json", action="store_true", help="print one object with run, detail, steps, usage and children")
+    parser.add_argument("--json", action="store_true", help="print one object with all of it")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -30,14 +31,17 @@ def run(args: argparse.Namespace) -> int:
         shown = connection.call("GetRun", names.address(found))
         steps = _all(connection, "GetSteps", "steps", found)
         rows = _all(connection, "GetUsage", "rows", found)
+        artifacts = _all(connection, "GetArtifacts", "artifacts", found)
         tree = Tree(connection, found)
     if args.json:
-        sys.stdout.write(render.json_line({**shown, "steps": steps, "usage": rows, **tree.members()}))
+        parts = {"steps": steps, "usage": rows, "artifacts": artifacts}
+        sys.stdout.write(render.json_line({**shown, **parts, **tree.members()}))
         return 0
     sys.stdout.write(header(shown["run"]))
     if steps:
         sys.stdout.write(steps_table(shown["run"], steps, rows))
     sys.stdout.write(tree.text())
+    sys.stdout.write(kept(shown["run"]["short_id"], shown["detail"], artifacts))
     sys.stdout.write(footer(shown["run"], rows, shown["detail"].get("evidence") or {}))
     return 0
 
@@ -111,6 +115,19 @@ def owner_text(found: Dict[str, Any], evidence: Dict[str, Any], now_us: int) -> 
     silent_us = now_us - found["updated_us"]
     is_silent = found["status"] == "running" and silent_us >= SILENT_US
     return f"pid {found['owner_pid']}" + (f", silent for {render.took(0, silent_us)}" if is_silent else "")
+
+
+def kept(short_id: str, detail: Dict[str, Any], artifacts: List[Dict[str, Any]]) -> str:
+    """What the run made, and that retention leaves it alone; a line each, or none."""
+    lines = []
+    named = list(dict.fromkeys(artifact.get("name") or artifact.get("kind") or "?" for artifact in reversed(artifacts)))
+    if named:
+        shown = [render.escaped(name) for name in named[:SHOWN_ARTIFACTS]]
+        more = [f"{len(named) - SHOWN_ARTIFACTS} more"] if len(named) > SHOWN_ARTIFACTS else []
+        lines.append(f"made   {', '.join(shown + more)}; see: runhist artifacts {render.escaped(short_id)}")
+    if detail.get("pinned"):
+        lines.append(f"pinned retention leaves it alone until: runhist unpin {render.escaped(short_id)}")
+    return "".join(f"{line}\n" for line in lines)
 
 
 def footer(found: Dict[str, Any], rows: List[Dict[str, Any]], evidence: Dict[str, Any]) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from runhist.cli.main import COMMANDS
 from runhist.connection import Connection
 from runhist.paths import SocketChoice
 from tests.client.cli.shells import RUNHIST, Terminal, run, start
@@ -111,6 +112,38 @@ def test_show_tells_steps_tokens_cost_error_owner_and_what_to_type_next(three: R
     for part in ("Build all", "✗ failed", "compile", "1,200/300", "$0.12", "linker", "error  exit 2"):
         assert part in text, part
     assert f"owner  pid {os.getpid()}" in text and "runhist logs 1-alpha" in text
+
+
+NAMED = [
+    *(["show"], ["logs"], ["logs", "-f"], ["wait"], ["pin"], ["unpin"], ["rm", "--yes"], ["end"], ["resume"], ["artifacts"]),
+    *(["artifact", "get"], ["append", "note", "--run"], ["artifact", "add", "--run"]),
+]
+
+
+@pytest.mark.parametrize("command", NAMED, ids=" ".join)
+def test_an_empty_name_is_no_run_and_not_the_last_one(daemon: Daemon, command: list[str]) -> None:
+    done = run(*command, "", *(["x"] if command[0] == "artifact" else []), env=daemon.env)
+    assert done.returncode == 2
+    assert "the name is empty; which run is meant?" in done.stderr.decode()
+
+
+def test_every_command_that_takes_a_run_refuses_an_empty_name(daemon: Daemon) -> None:
+    taking = {command for command in COMMANDS if "RUN" in run(command, "--help", env=daemon.env).stdout.decode().split()}
+    assert {"show", "append"} <= taking
+    assert taking - {command[0] for command in NAMED} == set()
+
+
+def test_show_tells_what_the_run_made_and_that_it_is_pinned(recorder: Recorder) -> None:
+    recorder.begin("some-run")
+    assert "made" not in recorder.text("show", "some-run")
+    for i in (0, 1, 1, 2, 3, 4, 5):
+        recorder.append("some-run", "artifact", {"name": f"file {i}\x1b"})
+    recorder.text("pin", "some-run")
+    shown = recorder.text("show", "some-run")
+    names = ", ".join(f"file {i}\\x1b" for i in (5, 4, 3, 2, 1))
+    assert f"made   {names}, 1 more; see: runhist artifacts some-run" in shown
+    assert "pinned retention leaves it alone until: runhist unpin some-run" in shown
+    assert len(json.loads(recorder.text("show", "--json", "some-run"))["artifacts"]) == 7
 
 
 @pytest.mark.parametrize(
