@@ -88,7 +88,7 @@ def choose_sockets() -> SocketChoice:
     installed: List[Path] = [path for path in (*sockets, state_dir() / DATABASE_NAME) if path.exists()]
     if installed:
         return SocketChoice(sockets, why, True)
-    if SYSTEM_SOCKET.exists() or SYSTEM_STATE_DIR.exists():
+    if SYSTEM_SOCKET.exists() or os.path.lexists(SYSTEM_STATE_DIR):  # a link, to where only root may look
         return SocketChoice((SYSTEM_SOCKET,), "only the system daemon is installed; RUNHIST_SOCKET not set", True)
     return SocketChoice(sockets, why, False)
 

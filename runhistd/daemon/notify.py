@@ -90,10 +90,14 @@ class Notifier:
 
     @contextlib.contextmanager
     def starting(self, why: str) -> Iterator[None]:
-        """Extend the time for the start as long as this thread is busy in the block, which may hold up the event loop."""
+        """Extend the time for the start as long as this thread is busy in the block, which may hold up the event loop.
+
+        It is extended at once, so that a short time is not over before the first look.
+        """
         if self._address is None:
             yield
             return
+        self.extend(why)
         ended = threading.Event()
         look = Looker(threading.get_ident(), lambda: self.extend(why)).look
 

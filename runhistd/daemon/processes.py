@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     Connected = socket.socket | trio.socket.SocketType
 
 SO_PEERPIDFD = 77  # <asm-generic/socket.h>, the same on all that CPython runs on but parisc and sparc
+SOL_LOCAL, LOCAL_PEERCRED, LOCAL_PEERPID = 0, 1, 2  # macOS: <sys/un.h>
+XUCRED_BYTES = 76  # macOS: <sys/ucred.h>
 ENDED = "ended"  # the identity of a process that was gone before it could be looked at
 
 
@@ -196,7 +198,8 @@ def peer_credentials(connected: Connected) -> tuple[int, int]:
     """The pid and the effective user of the process that connected, as of then. The pid is 0 when it has none in our pid
     namespace."""
     if sys.platform == "darwin":
-        _, uid = struct.unpack("=II", connected.getsockopt(SOL_LOCAL, LOCAL_PEERCRED, 76)[:8])  # xucred: version, uid, …
+        xucred = connected.getsockopt(SOL_LOCAL, LOCAL_PEERCRED, XUCRED_BYTES)
+        _, uid = struct.unpack_from("=II", xucred)  # version, uid, …
         return connected.getsockopt(SOL_LOCAL, LOCAL_PEERPID), uid
     credentials = connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     pid, uid, _ = struct.unpack("3i", credentials)
@@ -217,7 +220,6 @@ def _peer_pidfd(connected: Connected, pid: int) -> int | None:
 
 
 if sys.platform == "darwin":
-    SOL_LOCAL, LOCAL_PEERCRED, LOCAL_PEERPID = 0, 1, 2  # <sys/un.h>
 
     def _kevent(pid: int, flags: int) -> select.kevent:
         return select.kevent(pid, select.KQ_FILTER_PROC, flags, select.KQ_NOTE_EXIT)

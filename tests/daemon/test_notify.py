@@ -162,10 +162,11 @@ def test_a_thread_that_works_extends_the_time_for_its_start_and_one_that_hangs_d
 def test_a_long_start_extends_its_time(supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("runhistd.daemon.notify.EXTEND_EVERY_S", 0.001)
     with Notifier(supervisor.address).starting("opening it"):
+        at_once = supervisor.hear()
         while supervisor.heard_nothing():
             pass
-        told = supervisor.hear()
-    assert told == {"EXTEND_TIMEOUT_USEC": "60000000", "STATUS": "opening it"}
+        later = supervisor.hear()
+    assert at_once == later == {"EXTEND_TIMEOUT_USEC": "60000000", "STATUS": "opening it"}
 
 
 def test_a_manager_that_cannot_be_told_is_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -6,6 +6,7 @@ import os
 import resource
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import textwrap
@@ -276,3 +277,17 @@ def test_the_user_of_a_process_that_is_hidden_in_proc_is_told_by_its_pidfd(monke
         monkeypatch.setattr(Path, "read_text", refuse)
         assert identity.user_of(other.pid) == 4711
         other.kill()
+
+
+def test_on_macos_the_peer_is_told_by_two_options_of_its_socket(monkeypatch: pytest.MonkeyPatch) -> None:
+    class MacSocket:
+        """Answers as unix(4) of macOS promises: LOCAL_PEERCRED with a struct xucred, LOCAL_PEERPID with a number."""
+
+        def getsockopt(self, level: int, option: int, size: int = 0) -> bytes | int:
+            if (level, option, size) == (0, 1, 76):
+                return struct.pack("=IIh2x16I", 0, 501, 1, *[20] * 16)
+            assert (level, option, size) == (0, 2, 0)
+            return 4711
+
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert processes.peer_credentials(MacSocket()) == (4711, 501)  # type: ignore[arg-type]

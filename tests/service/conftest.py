@@ -68,7 +68,10 @@ def installations(wheels: dict[str, Path], tmp_path_factory: pytest.TempPathFact
 def new_box(installations: dict[str, Path]) -> Iterator[Callable[[], Box]]:
     """Boots machines with runhist at PLACE; they end with the test."""
     if os.geteuid() != 0:
-        missing("only root can boot a container")
+        pytest.skip("only root can boot a container")
+    mount = ["unshare", "--mount", "mount", "-t", "tmpfs", "tmpfs", "/run"]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("nothing can be mounted here")
     for tool in TOOLS:
         if shutil.which(tool) is None:
             missing(f"{tool} is not installed")

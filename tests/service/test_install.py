@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import plistlib
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -237,6 +238,14 @@ def test_launchd_gets_its_job_with_the_directories_that_it_needs_and_all_goes_ag
     machine.uninstall(target)
     assert machine.changes() == ["bootstrap", "bootout"]
     assert list(machine.home.iterdir()) == []
+
+
+def test_on_macos_there_is_launchd_for_one_user_and_nothing_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    target = choose("user", RUNHISTD)
+    assert [path.parts[-2:] for path in target.files] == [("LaunchAgents", files.PLIST)]
+    with pytest.raises(ServiceRefused, match="no service for all users; leave --system out"):
+        choose("system", RUNHISTD)
 
 
 def test_a_socket_path_that_is_too_long_for_launchd_is_refused(tmp_path: Path) -> None:

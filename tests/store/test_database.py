@@ -33,6 +33,11 @@ def test_every_commit_is_synced_and_sqlite_never_checkpoints_by_itself(history: 
     assert settings == {"journal_mode": "wal", "synchronous": 2, "auto_vacuum": 2, "wal_autocheckpoint": 0}
 
 
+def test_syncs_reach_the_platter_on_macos_too(history: History) -> None:
+    connection = history.log._connection
+    assert (connection.pragma("fullfsync"), connection.pragma("checkpoint_fullfsync")) == (1, 1)
+
+
 def test_a_newer_database_is_refused_and_not_a_byte_of_it_changes(tmp_path: Path) -> None:
     database = tmp_path / "history.db"
     open_writer(database).close()
