@@ -105,6 +105,7 @@ def make_parser() -> argparse.ArgumentParser:
     summary = "serve the history of this user"
     command = commands.add_parser("serve", help=summary, description=f"{summary}.".capitalize(), ending=serve_text)
     command.add_argument("--config", metavar="FILE", type=Path, help="read the settings from FILE, which must exist")
+    command.add_argument("--system", action="store_true", help="serve all users of this machine, each with runs of its own")
     command.set_defaults(run=run_serve)
 
     summary = "check or show the settings"
@@ -146,33 +147,34 @@ def run_serve(chosen: argparse.Namespace) -> int:
     from runhistd import config
     from runhistd.daemon import log
 
+    file, required = chosen.config or paths.config_file(system=chosen.system), chosen.config is not None
     try:
-        settings = config.load(chosen.config or paths.config_file(), required=chosen.config is not None)
+        settings = config.load(file, required=required)
     except config.ConfigFaults as faults:
         return complain(str(faults), 2)
     log.configure(settings.log_level)
-    required = chosen.config is not None
-    status = serve_directory(paths.state_dir(), chosen.config or paths.config_file(), settings, required=required)
+    directory = paths.state_dir(system=chosen.system)
+    status = serve_directory(directory, file, settings, required=required, serves_all=chosen.system)
     sys.stderr.flush()
     os._exit(status)  # all is closed: the interpreter would only wait for the watching thread's next look
 
 
-def serve_directory(state_dir: Path, file: Path, settings: Config, *, required: bool) -> int:
+def serve_directory(state_dir: Path, file: Path, settings: Config, *, required: bool, serves_all: bool) -> int:
     """Hold the directory and serve it; what an operator can mend becomes a sentence."""
     from runhistd.daemon import activation, signals
     from runhistd.daemon.instance import Instance, InstanceFault
-    from runhistd.daemon.listen import ListenFault
+    from runhistd.daemon.listen import Doors, ListenFault
     from runhistd.daemon.notify import Notifier
     from runhistd.daemon.reload import Reload
     from runhistd.store.database import NewerSchema, StorageFault
 
     status = 0
     try:
-        notifier, passed = Notifier.take(), activation.take_passed()
+        notifier, doors = Notifier.take(), Doors(activation.take_passed(), serves_all)
         serve_anew = True
         while serve_anew:
             with Instance.take(state_dir) as instance:
-                signals.run(instance, Reload(file, settings, required=required), notifier, passed)
+                signals.run(instance, Reload(file, settings, required=required), notifier, doors)
             serve_anew = instance.replaced
     except* (InstanceFault, ListenFault, NewerSchema, StorageFault) as faults:
         for fault in leaves(faults):

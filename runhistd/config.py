@@ -8,6 +8,7 @@ hides the others. A key that nothing knows is a fault: a misspelled setting woul
 from __future__ import annotations
 
 import difflib
+import grp
 import json
 import tomllib
 from collections.abc import Mapping
@@ -64,6 +65,22 @@ class Word:
         """The value, or ValueError with what it must be."""
         if not isinstance(value, str) or value not in self.words:
             raise ValueError(f"must be one of {', '.join(self.words)}, not {show(value)}")
+        return value
+
+
+@attrs.frozen
+class Group:
+    """The name of a group of this machine, or an empty text for none."""
+
+    def read(self, value: object) -> str:
+        """The value, or ValueError with what it must be."""
+        if not isinstance(value, str):
+            raise ValueError(f"must be the name of a group, not {show(value)}")
+        if value:
+            try:
+                grp.getgrnam(value)
+            except KeyError:
+                raise ValueError(f"must be a group of this machine, and {show(value)} is none") from None
         return value
 
 
@@ -182,6 +199,8 @@ class Config:
     wal_bytes: Annotated[int, Whole(MIB, 1024 * 1024 * MIB)] = 1024 * MIB
     # How many clients may be connected at the same time.
     connections: Annotated[int, Whole(1, 100_000)] = 500
+    # The group whose members see the runs of all users of the system's daemon, and change none; none: only root does.
+    admin_group: Annotated[str, Group()] = ""
     # After how long without a connection a process counts as dead of which the kernel tells nothing, in seconds.
     disconnect_grace_s: Annotated[float, Number(1, 30 * 86400)] = 900.0
     # How long a stop waits for the answers that are still due, in seconds.
@@ -210,7 +229,7 @@ TABLES: Mapping[str, tuple[str, ...]] = {
         *("max_runs_per_agent", "max_age_days", "max_bytes", "incomplete_grace_days", "interval_s"),
         *("events", "override"),
     ),
-    "daemon": ("disconnect_grace_s", "stop_s", "log_level"),
+    "daemon": ("admin_group", "disconnect_grace_s", "stop_s", "log_level"),
 }
 _TABLE_OF = {key: table for table, keys in TABLES.items() for key in keys}
 

@@ -20,6 +20,7 @@ SOCKET_NAME = "dev.runhist.History"
 DATABASE_NAME = "history.db"
 SYSTEM_SOCKET = Path("/run/runhist") / SOCKET_NAME
 SYSTEM_STATE_DIR = Path("/var/lib/runhist")
+SYSTEM_CONFIG_FILE = Path("/etc/runhist/config.toml")
 MAX_SOCKET_PATH_BYTES = 103 if sys.platform == "darwin" else 107  # sun_path without its NUL
 
 
@@ -39,11 +40,13 @@ def home_dir() -> Path:
         return Path.home()
 
 
-def state_dir() -> Path:
-    """The state directory of the user's own daemon, whether it exists or not."""
+def state_dir(*, system: bool = False) -> Path:
+    """The state directory of the user's own daemon, or of the `system`'s, whether it exists or not."""
     override = os.environ.get("RUNHIST_STATE_DIR")
     if override:
         return Path(override)
+    if system:
+        return SYSTEM_STATE_DIR
     if sys.platform == "darwin":
         return home_dir() / "Library" / "Application Support" / "runhist"
     return home_dir() / ".local" / "state" / "runhist"
@@ -54,11 +57,16 @@ def runtime_dir() -> Path:
     return Path("/run/user") / str(os.getuid())
 
 
-def config_file() -> Path:
-    """The configuration file: `$RUNHIST_CONFIG`, else `$XDG_CONFIG_HOME` or `~/.config`, then `runhist/config.toml`."""
+def config_file(*, system: bool = False) -> Path:
+    """The configuration file: `$RUNHIST_CONFIG`, else `$XDG_CONFIG_HOME` or `~/.config`, then `runhist/config.toml`.
+
+    The `system`'s daemon has `/etc/runhist/config.toml`.
+    """
     override = os.environ.get("RUNHIST_CONFIG")
     if override:
         return Path(override)
+    if system:
+        return SYSTEM_CONFIG_FILE
     base = os.environ.get("XDG_CONFIG_HOME")
     return (Path(base) if base else home_dir() / ".config") / "runhist" / "config.toml"
 

@@ -191,6 +191,7 @@ class RunRecord(NamedTuple):
     team_id: Optional[str] = None
     team_run_id: Optional[str] = None
     team_epoch: Optional[int] = None
+    uid: Optional[int] = None
 
     @classmethod
     def from_wire(cls, run: Mapping[str, Any], detail: Optional[Mapping[str, Any]] = None) -> RunRecord:

@@ -11,7 +11,7 @@ from runhistd.model.errors import Busy, PermissionDenied
 
 from .handlers import Service
 from .listen import Endpoint
-from .server import Connection, peer_of, turn_away
+from .server import Connection, turn_away
 
 logger = logging.getLogger("runhistd.accept")
 
@@ -37,7 +37,7 @@ async def accept(service: Service, endpoint: Endpoint, nursery: trio.Nursery) ->
             logger.error("cannot accept", extra={"fields": {"error": error}})
             await trio.sleep(0.1)  # out of descriptors: some will be closed
             continue
-        peer = peer_of(stream, service.liveness.processes)
+        peer = service.users.admit(stream, service.liveness.processes)
         if peer is None:
             nursery.start_soon(turn_away, stream, PermissionDenied())
             continue

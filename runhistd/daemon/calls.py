@@ -326,6 +326,7 @@ class GetArtifacts:
     name: str | None = None
     page: str | None = None
     limit: int | None = None
+    uid: int | None = None
 
 
 @frozen
@@ -345,6 +346,7 @@ class GetBlob:
     run_id: str
     sha256: str
     namespace: str | None = None
+    uid: int | None = None
 
 
 @frozen
@@ -353,6 +355,7 @@ class GetRun:
 
     run_id: str
     namespace: str | None = None
+    uid: int | None = None
 
 
 @frozen
@@ -370,6 +373,8 @@ class ListRuns:
     name: str | None = None
     page: str | None = None
     limit: int | None = None
+    uid: int | None = None
+    all_users: bool | None = None
 
 
 @frozen
@@ -381,6 +386,7 @@ class ListInterrupted:
     workflow: str | None = None
     page: str | None = None
     limit: int | None = None
+    uid: int | None = None
 
 
 @frozen
@@ -391,6 +397,7 @@ class GetSteps:
     namespace: str | None = None
     page: str | None = None
     limit: int | None = None
+    uid: int | None = None
 
 
 @frozen
@@ -401,6 +408,7 @@ class GetUsage:
     namespace: str | None = None
     page: str | None = None
     limit: int | None = None
+    uid: int | None = None
 
 
 @frozen
@@ -414,6 +422,7 @@ class GetEvents:
     types: list[str] | None = None
     kinds: list[str] | None = None
     limit: int | None = None
+    uid: int | None = None
 
 
 @frozen
@@ -438,6 +447,7 @@ class Follow:
     kinds: list[str] | None = None
     heartbeat_us: int | None = None
     published: bool | None = None
+    uid: int | None = None
 
 
 def structure(parameters: Raw, cls: type[Any]) -> Any:

@@ -13,12 +13,9 @@ started meanwhile binds the sockets itself; then we are done.
 from __future__ import annotations
 
 import logging
-import socket
-from collections.abc import Sequence
 
 import trio
 
-from runhist.paths import user_sockets
 from runhistd.store.database import DamagedDatabase
 
 from .accept import accept_all
@@ -26,7 +23,7 @@ from .commit import Committer
 from .follow import Tail
 from .handlers import Service, status_of
 from .instance import Instance, inode_at, is_held
-from .listen import open_listeners
+from .listen import Doors
 from .liveness import Liveness, descriptors_to_spare
 from .notify import Answers
 from .reload import Reload
@@ -51,16 +48,16 @@ async def answer_damaged(
     damage: DamagedDatabase,
     stop: trio.Event,
     answers: Answers,
-    passed: Sequence[socket.socket],
+    doors: Doors,
 ) -> None:
     """Give the directory up and tell everybody why, until `stop` or until another database is there to be served."""
     logger.critical("the database is damaged; run: runhistd recover", extra={"fields": {"damage": damage}})
-    service = make_service(instance, reload, damage, answers)
+    service = make_service(instance, reload, damage, answers, doors)
     instance.record_damage(damage)
     damaged_inode = inode_at(instance.database)
     instance.release()
     try:
-        async with open_listeners(user_sockets(), [one.dup() for one in passed], keep=False) as endpoints:
+        async with doors.open(keep=False) as endpoints:
             service.sockets = [str(endpoint.path) for endpoint in endpoints]
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(service.committer.run)  # it has nothing to commit, but tells the service manager
@@ -81,7 +78,9 @@ async def answer_damaged(
         logger.info("another database is in the place of the damaged one", extra={"fields": {"path": instance.database}})
 
 
-def make_service(instance: Instance, reload: Reload, damage: DamagedDatabase, answers: Answers) -> Service:
+def make_service(
+    instance: Instance, reload: Reload, damage: DamagedDatabase, answers: Answers, doors: Doors
+) -> Service:
     """A service that knows nothing but how the daemon is."""
     config, notifier = reload.current, answers.notifier
 
@@ -90,7 +89,7 @@ def make_service(instance: Instance, reload: Reload, damage: DamagedDatabase, an
 
     committer = Committer(None, instance, config.queue_bytes, lambda batch: None, notifier.beat_s, beat)
     liveness = Liveness(grace_s=config.disconnect_grace_s, max_pidfds=descriptors_to_spare(config.connections))
-    service = Service(instance, reload, "", committer, Tail(0), liveness)
+    service = Service(instance, reload, "", committer, Tail(0), liveness, doors.serves_all)
     service.state, service.damage = "damaged", damage
     reload.applied = lambda config: committer.configure(config.queue_bytes)
     return service

@@ -23,7 +23,15 @@ from runhist.identity import user_of
 from runhist.protocol import INTERFACE, SERVICE, interface_text
 from runhistd.config import Config
 from runhistd.model.decide import Append
-from runhistd.model.errors import Damaged, InvalidParameter, NoSuchRun, PositionExpired, Refusal, ShuttingDown
+from runhistd.model.errors import (
+    Damaged,
+    InvalidParameter,
+    NoSuchRun,
+    PermissionDenied,
+    PositionExpired,
+    Refusal,
+    ShuttingDown,
+)
 from runhistd.model.events import KINDS, MAX_COUNT, STATUSES
 from runhistd.model.holder import Holder
 from runhistd.model.ids import check_name
@@ -49,6 +57,7 @@ from .reload import Reload
 from .server import PUBLISH, Connection, Peer, Reply
 from .spool import Spools
 from .sweep import Asked, Sweeper
+from .users import Users, whose
 
 MAX_READERS = 4
 LIST_LIMIT = 50
@@ -79,7 +88,9 @@ class Service:
         committer: Committer,
         tail: Tail,
         liveness: Liveness,
+        serves_all: bool,
     ) -> None:
+        self.users = Users(serves_all=serves_all, admin_group=lambda: self.config.admin_group)
         self.instance = instance
         self.reload = reload
         self.instance_id = instance_id
@@ -350,7 +361,7 @@ async def collect_garbage(service: Service, peer: Peer, call: calls.CollectGarba
 async def get_artifacts(service: Service, peer: Peer, call: calls.GetArtifacts) -> Any:
     page = whole_page(call.page)
     arguments = (call.name, int(page or 0), limit_of(call.limit, MAX_LIST_LIMIT))
-    rows, next_after_seq = await service.read(blobs.artifacts, peer.uid, *name_of(call), *arguments)
+    rows, next_after_seq = await service.read(blobs.artifacts, whose(peer, call.uid), *name_of(call), *arguments)
     next_page = None if next_after_seq is None else str(next_after_seq)
     return _views.unstructure({"artifacts": rows, "next_page": next_page})
 
@@ -363,7 +374,7 @@ async def put_blob(service: Service, peer: Peer, call: calls.PutBlob) -> Any:
 
 
 async def get_run(service: Service, peer: Peer, call: calls.GetRun) -> Any:
-    run, detail = await service.read(reader.get_run, peer.uid, *name_of(call))
+    run, detail = await service.read(reader.get_run, whose(peer, call.uid), *name_of(call))
     return _views.unstructure({"run": run, "detail": detail})
 
 
@@ -385,19 +396,27 @@ async def list_runs(service: Service, peer: Peer, call: calls.ListRuns) -> Any:
         since_us=call.since_us,
         name=call.name,
     )
-    page = await service.read(reader.list_runs, peer.uid, wanted, whole_page(call.page), limit_of(call.limit))
+    uid = whose(peer, call.uid)
+    if call.all_users:
+        if not peer.is_admin:
+            raise PermissionDenied
+        for member in ("uid", "name", "team_run_id", "parent_run_id"):
+            if getattr(call, member) is not None:
+                raise InvalidParameter(member)  # they name within one user's runs
+    everyone = None if call.all_users else uid
+    page = await service.read(reader.list_runs, everyone, wanted, whole_page(call.page), limit_of(call.limit))
     return _views.unstructure({"runs": page.runs, "next_page": page.next_page, "total": page.total})
 
 
 async def list_interrupted(service: Service, peer: Peer, call: calls.ListInterrupted) -> Any:
     wanted = RunFilter(namespace=call.namespace, agent_id=call.agent_id, workflow=call.workflow)
-    arguments = (peer.uid, wanted, whole_page(call.page), limit_of(call.limit))
+    arguments = (whose(peer, call.uid), wanted, whole_page(call.page), limit_of(call.limit))
     runs, next_page = await service.read(reader.list_interrupted, *arguments)
     return _views.unstructure({"runs": runs, "next_page": next_page})
 
 
 async def get_steps(service: Service, peer: Peer, call: calls.GetSteps) -> Any:
-    arguments = (peer.uid, *name_of(call), whole_page(call.page), limit_of(call.limit, MAX_LIST_LIMIT))
+    arguments = (whose(peer, call.uid), *name_of(call), whole_page(call.page), limit_of(call.limit, MAX_LIST_LIMIT))
     steps, next_page = await service.read(reader.get_steps, *arguments)
     return _views.unstructure({"steps": steps, "next_page": next_page})
 
@@ -405,7 +424,7 @@ async def get_steps(service: Service, peer: Peer, call: calls.GetSteps) -> Any:
 async def get_usage(service: Service, peer: Peer, call: calls.GetUsage) -> Any:
     if call.page is not None:
         check_usage_page(call.page)
-    arguments = (peer.uid, *name_of(call), call.page, limit_of(call.limit, MAX_LIST_LIMIT))
+    arguments = (whose(peer, call.uid), *name_of(call), call.page, limit_of(call.limit, MAX_LIST_LIMIT))
     total, rows, next_page = await service.read(reader.get_usage, *arguments)
     return _views.unstructure({"total": total, "rows": rows, "next_page": next_page})
 
@@ -495,7 +514,7 @@ async def stream_blob(service: Service, connection: Connection, call: calls.GetB
     """GetBlob: chunk after chunk."""
     if re.fullmatch("[0-9a-f]{64}", call.sha256) is None:
         raise InvalidParameter("sha256")
-    size = await service.read(blobs.size_of, connection.peer.uid, *name_of(call), call.sha256)
+    size = await service.read(blobs.size_of, whose(connection.peer, call.uid), *name_of(call), call.sha256)
     chunk_at = await service.blobs.read(call.sha256)
 
     async def chunks() -> None:
@@ -514,7 +533,7 @@ async def stream_blob(service: Service, connection: Connection, call: calls.GetB
 
 async def stream_follow(service: Service, connection: Connection, call: calls.Follow) -> None:
     """Follow: until the peer closes or the daemon stops."""
-    peer, tail = connection.peer, service.tail
+    tail, uid = service.tail, whose(connection.peer, call.uid)
     wanted = filter_of(call)
     position = tail.position
     if call.cursor is not None:
@@ -522,12 +541,12 @@ async def stream_follow(service: Service, connection: Connection, call: calls.Fo
         if call.cursor.instance_id not in (None, service.instance_id) or position > tail.position:
             raise PositionExpired(service.instance_id, tail.position)
     elif call.tail:
-        position = await service.read(reader.tail_position, peer.uid, wanted, call.tail)
-    inbox = tail.open_inbox(peer.uid, wanted) if call.published else None
+        position = await service.read(reader.tail_position, uid, wanted, call.tail)
+    inbox = tail.open_inbox(uid, wanted) if call.published else None
 
     async def read(behind: int) -> Page:
         options = {"limit": PAGE_EVENTS, "limit_bytes": PAGE_BYTES}
-        found = await service.read(reader.events_after, peer.uid, wanted, behind, **options)
+        found = await service.read(reader.events_after, uid, wanted, behind, **options)
         events = ((event.position, encode_event(event)) for event in found.events)
         return Page.of(events, found.looked_at, map(encode_gap, found.gaps))
 
@@ -537,7 +556,7 @@ async def stream_follow(service: Service, connection: Connection, call: calls.Fo
     async def until_stop() -> None:
         async with trio.open_nursery() as nursery:
             heartbeat_s = HEARTBEAT_S if call.heartbeat_us is None else max(call.heartbeat_us / 1e6, 0.001)
-            nursery.start_soon(follow, tail, peer.uid, wanted, position, heartbeat_s, inbox, read, send)
+            nursery.start_soon(follow, tail, uid, wanted, position, heartbeat_s, inbox, read, send)
             await service.stopping.wait()
             nursery.cancel_scope.cancel()
         reply = connection.add_reply()
@@ -548,7 +567,7 @@ async def stream_follow(service: Service, connection: Connection, call: calls.Fo
         await connection.stream_until_closed(until_stop, endless=True)
     finally:
         if inbox is not None:
-            tail.close_inbox(peer.uid, wanted, inbox)
+            tail.close_inbox(uid, wanted, inbox)
 
 
 def follow_frame(page: Page, instance_id: str) -> bytes:
@@ -565,7 +584,7 @@ async def read_events(service: Service, peer: Peer, call: calls.GetEvents, after
     check_kinds(call.kinds)
     events, next_after_seq, gaps = await service.read(
         reader.get_events,
-        peer.uid,
+        whose(peer, call.uid),
         *name_of(call),
         after_seq=after_seq,
         from_checkpoint=bool(call.from_checkpoint),

@@ -19,11 +19,13 @@ import os
 import socket
 import stat
 from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import trio
+from attrs import frozen
 
-from runhist.paths import check_socket_path
+from runhist.paths import SYSTEM_SOCKET, check_socket_path, user_sockets
 
 from .instance import inode_at
 from .processes import is_readable
@@ -42,8 +44,9 @@ class ListenFault(Exception):
 class Endpoint(trio.abc.Listener[trio.SocketStream]):
     """The listener at one path. Whoever waits in `accept` does not notice when the socket is bound again."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, for_all: bool = False) -> None:
         self.path = path
+        self._for_all = for_all
         self.fault: str | None = None  # why it is not bound; the log has it once
         self._listener: trio.SocketListener | None = None
         self._inode: tuple[int, int] | None = None
@@ -59,7 +62,7 @@ class Endpoint(trio.abc.Listener[trio.SocketStream]):
     def bind(self) -> None:
         """Listen at the path from now on. A fault is noted and logged; what was bound before stays."""
         try:
-            bound = bind_socket(self.path)
+            bound = bind_socket(self.path, for_all=self._for_all)
         except (OSError, ValueError) as error:
             if str(error) != self.fault:
                 self.fault = str(error)
@@ -143,20 +146,39 @@ def path_of(passed: socket.socket) -> Path:
     return Path("@" + os.fsdecode(name[1:])) if isinstance(name, bytes) else Path(name)
 
 
+@frozen
+class Doors:
+    """Where clients come in: the sockets that a service manager passed, and for whom.
+
+    The system's daemon `serves_all`; it listens at the system's socket unless one was passed.
+    """
+
+    passed: Sequence[socket.socket] = ()
+    serves_all: bool = False
+
+    def open(self, *, keep: bool = True) -> AbstractAsyncContextManager[list[Endpoint]]:
+        """Listen for the block, as open_listeners does."""
+        passed = [one.dup() for one in self.passed]
+        if not self.serves_all:
+            return open_listeners(user_sockets(), passed, keep=keep)
+        return open_listeners(() if passed else (SYSTEM_SOCKET,), passed, keep=keep, for_all=True)
+
+
 @contextlib.asynccontextmanager
 async def open_listeners(
-    paths: Sequence[Path], passed: Sequence[socket.socket] = (), *, keep: bool = True
+    paths: Sequence[Path], passed: Sequence[socket.socket] = (), *, keep: bool = True, for_all: bool = False
 ) -> AsyncIterator[list[Endpoint]]:
     """Listen at the passed sockets and at all the paths for the block, and bind again what vanishes of the latter.
 
-    Without `keep` nothing is bound again: for whoever does not hold the state directory's lock.
+    Without `keep` nothing is bound again: for whoever does not hold the state directory's lock. `for_all`: every user may
+    connect.
 
     Raises ListenFault when there is nothing to listen at. A path that cannot be bound now is logged and tried again; one
     that a passed socket is at is left to that. An exception leaves the block inside an ExceptionGroup.
     """
     endpoints: list[Endpoint] = [PassedEndpoint(one) for one in passed]
     taken = {endpoint.path for endpoint in endpoints}
-    endpoints += [Endpoint(path) for path in paths if path not in taken]
+    endpoints += [Endpoint(path, for_all=for_all) for path in paths if path not in taken]
     for endpoint in endpoints:
         endpoint.bind()
     if all(endpoint.fault for endpoint in endpoints):
@@ -189,11 +211,11 @@ async def keep_bound(endpoints: Sequence[Endpoint]) -> None:
                 endpoint.bind()
 
 
-def bind_socket(path: Path) -> socket.socket:
-    """A socket that listens at the path, for us alone. ValueError when the path is too long, OSError for the rest."""
+def bind_socket(path: Path, *, for_all: bool = False) -> socket.socket:
+    """A socket that listens at the path, for us alone or `for_all`. ValueError for a path that is too long, else OSError."""
     check_socket_path(path)
     with contextlib.suppress(FileExistsError):
-        path.parent.mkdir(mode=0o700)  # its parent is the system's to make
+        path.parent.mkdir(mode=0o755 if for_all else 0o700)  # its parent is the system's to make
     directory = path.parent.stat(follow_symlinks=False)
     if not stat.S_ISDIR(directory.st_mode) or directory.st_uid != os.geteuid():
         raise PermissionError(f"{path.parent} is not a directory of our own")
@@ -205,7 +227,7 @@ def bind_socket(path: Path) -> socket.socket:
     bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         bound.bind(str(fresh))
-        fresh.chmod(0o600)
+        fresh.chmod(0o666 if for_all else 0o600)
         bound.listen(BACKLOG)
         fresh.rename(path)
     except OSError:

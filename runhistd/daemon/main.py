@@ -9,13 +9,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import trio
 
-from runhist.paths import user_sockets
 from runhistd.config import Config
 from runhistd.store.database import DamagedDatabase, StorageFault, open_reader, read_history
 from runhistd.store.log import Batch, EventLog
@@ -27,7 +25,7 @@ from .damage import answer_damaged, damage_in
 from .follow import Tail
 from .handlers import Service, status_of
 from .instance import Instance
-from .listen import Endpoint, all_accepted, open_listeners
+from .listen import Doors, Endpoint, all_accepted
 from .liveness import Liveness, descriptors_to_spare
 from .notify import Answers, Notifier
 from .reload import Reload, directories_of
@@ -41,7 +39,7 @@ async def serve(
     *,
     stop: trio.Event,
     notifier: Notifier,
-    passed: Sequence[socket.socket] = (),
+    doors: Doors,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve the instance with the settings of `reload` until `stop`, at the passed sockets too.
@@ -55,26 +53,26 @@ async def serve(
     damage = instance.known_damage()
     if damage is None:
         try:
-            await serve_history(instance, reload, stop, answers, passed)
+            await serve_history(instance, reload, stop, answers, doors)
         except* DamagedDatabase as group:
             damage = damage_in(group)
     if damage is not None and not stop.is_set():
-        await answer_damaged(instance, reload, damage, stop, answers, passed)
+        await answer_damaged(instance, reload, damage, stop, answers, doors)
 
 
 async def serve_history(
-    instance: Instance, reload: Reload, stop: trio.Event, answers: Answers, passed: Sequence[socket.socket]
+    instance: Instance, reload: Reload, stop: trio.Event, answers: Answers, doors: Doors
 ) -> None:
     """Serve while the database is sound."""
     notifier = answers.notifier
     with notifier.starting(f"opening {instance.database}"):
         log = None if instance.damaged(now_us()) else open_log(instance)
-    service = assemble(instance, reload, log, notifier)
+    service = assemble(instance, reload, log, notifier, doors)
     try:
         if log is not None:
             with notifier.starting(f"adopting what ended while nobody served {instance.database}"):
                 await adopt_orphans(service, log)
-        async with open_listeners(user_sockets(), [one.dup() for one in passed]) as endpoints:
+        async with doors.open() as endpoints:
             await serve_endpoints(service, endpoints, stop, answers)
     except BaseException:
         service.close()
@@ -89,7 +87,7 @@ async def serve_history(
     logger.info("stopped", extra={"fields": {"position": service.tail.position}})
 
 
-def assemble(instance: Instance, reload: Reload, log: EventLog | None, notifier: Notifier) -> Service:
+def assemble(instance: Instance, reload: Reload, log: EventLog | None, notifier: Notifier, doors: Doors) -> Service:
     """The parts of the daemon, each told of the others."""
     if log is None:
         instance_id, position = read_only_history(instance)
@@ -116,7 +114,7 @@ def assemble(instance: Instance, reload: Reload, log: EventLog | None, notifier:
         service.collector.reschedule()
 
     committer = Committer(log, instance, config.queue_bytes // 2, on_commit, notifier.beat_s, on_beat)
-    service = Service(instance, reload, instance_id, committer, tail, liveness)
+    service = Service(instance, reload, instance_id, committer, tail, liveness, doors.serves_all)
     reload.applied = on_reload
     service.state = "recording" if log is not None else "damaged"
     return service

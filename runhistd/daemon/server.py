@@ -37,7 +37,7 @@ from runhistd.model.holder import Holder
 
 from .calls import Envelope, MalformedCall, decode_envelope
 from .commit import Outcome
-from .processes import Process, Processes, peer_credentials
+from .processes import Process
 
 if TYPE_CHECKING:
     from .handlers import Service
@@ -59,10 +59,11 @@ class EndConnection(Exception):
 
 @frozen
 class Peer:
-    """Who is at the other end, by the kernel's word. `uid` is whose runs it reads and writes."""
+    """Who is at the other end, by the kernel's word. `uid` is whose runs it reads and writes; an admin may see all."""
 
     uid: int
     process: Process
+    is_admin: bool = False
 
     @property
     def pid(self) -> int:
@@ -78,12 +79,6 @@ class Peer:
     def sender(self) -> Holder | None:
         """The process that stands behind what is appended now; None when it has died, whoever keeps its socket."""
         return None if self.process.is_dead() else self.process.holder
-
-
-def peer_of(stream: trio.SocketStream, processes: Processes) -> Peer | None:
-    """The peer, as the daemon's own user; None for a user who may not connect. Root acts as that user."""
-    _, uid = peer_credentials(stream.socket)
-    return Peer(os.geteuid(), processes.peer(stream.socket)) if uid in (0, os.geteuid()) else None
 
 
 class Reply:

@@ -10,12 +10,11 @@ import functools
 import gc
 import logging
 import signal
-import socket
-from collections.abc import Sequence
 
 import trio
 
 from .instance import Instance
+from .listen import Doors
 from .main import serve
 from .notify import Notifier
 from .reload import Reload
@@ -23,20 +22,20 @@ from .reload import Reload
 logger = logging.getLogger("runhistd.signals")
 
 
-def run(instance: Instance, reload: Reload, notifier: Notifier, passed: Sequence[socket.socket]) -> None:
+def run(instance: Instance, reload: Reload, notifier: Notifier, doors: Doors) -> None:
     """Serve until SIGTERM or SIGINT. What ends the daemon otherwise comes out in an ExceptionGroup."""
-    trio.run(serve_until_signal, instance, reload, notifier, passed)
+    trio.run(serve_until_signal, instance, reload, notifier, doors)
 
 
 async def serve_until_signal(
-    instance: Instance, reload: Reload, notifier: Notifier, passed: Sequence[socket.socket]
+    instance: Instance, reload: Reload, notifier: Notifier, doors: Doors
 ) -> None:
     """Serve, with the signals turned into the stop event before anything answers."""
     stop = trio.Event()
     async with trio.open_nursery() as signals:
         async with trio.open_nursery() as serving:
             await signals.start(heed_signals, stop, serving.cancel_scope, reload, notifier)
-            await serving.start(functools.partial(serve, instance, reload, stop=stop, notifier=notifier, passed=passed))
+            await serving.start(functools.partial(serve, instance, reload, stop=stop, notifier=notifier, doors=doors))
             gc.collect()
             gc.freeze()
         signals.cancel_scope.cancel()

@@ -37,8 +37,9 @@ class Gate:
 
 @frozen
 class Run:
-    """What a run's events amount to."""
+    """What a run's events amount to. `uid` is the user who began it."""
 
+    uid: int
     namespace: str
     run_id: str
     short_id: str

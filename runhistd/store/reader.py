@@ -112,11 +112,12 @@ def get_run(connection: apsw.Connection, uid: int, namespace: str, run_id: str) 
         return view, detail
 
 
-def list_runs(connection: apsw.Connection, uid: int, filter: RunFilter, page: str | None, limit: int) -> RunPage:
-    """The newest runs that match, newest first. `page` is the `next_page` of the page before."""
+def list_runs(connection: apsw.Connection, uid: int | None, filter: RunFilter, page: str | None, limit: int) -> RunPage:
+    """The newest runs that match, newest first, of all users without `uid`. `page` is the `next_page` of the one before."""
     with snapshot(connection):
         runs, next_page = _list(connection, uid, filter, page, limit)
-        ((total,),) = connection.execute(sql.COUNT_RUNS, (uid,))
+        everyone = uid is None
+        ((total,),) = connection.execute(sql.COUNT_ALL_RUNS) if everyone else connection.execute(sql.COUNT_RUNS, (uid,))
         return RunPage(_views(connection, runs), next_page, total)
 
 
@@ -138,7 +139,7 @@ def list_interrupted(
 
 
 def _list(
-    connection: apsw.Connection, uid: int, filter: RunFilter, page: str | None, limit: int
+    connection: apsw.Connection, uid: int | None, filter: RunFilter, page: str | None, limit: int
 ) -> tuple[list[CachedRun], str | None]:
     wanted: dict[str, str | int | None] = {
         "uid": uid,
@@ -289,6 +290,9 @@ def count_statuses(connection: apsw.Connection, uid: int) -> list[StatusCount]:
 def _listed_rows(
     connection: apsw.Connection, filter: RunFilter, wanted: dict[str, str | int | None]
 ) -> list[tuple[Any, ...]]:
+    if wanted["uid"] is None:
+        statuses = None if filter.status is None else _encode(filter.status).decode()
+        return _fetch(connection, sql.LIST_ALL_RUNS, {**wanted, "statuses": statuses})
     if filter.name is not None:
         statuses = None if filter.status is None else _encode(filter.status).decode()
         named = {**wanted, "name": filter.name, "ending": filter.name[::-1], "statuses": statuses}
@@ -314,11 +318,12 @@ def _views(connection: apsw.Connection, runs: Sequence[CachedRun]) -> list[Run]:
 
 def _view(run: CachedRun, neighbours: list[str]) -> Run:
     head: Head = run.head
-    _, namespace, run_id = run.name
+    uid, namespace, run_id = run.name
     gate = None
     if head.status == "paused" and head.gate_seq is not None:
         gate = Gate(head.gate_seq, head.gate_name, head.gate_prompt, head.gate_answer_seq is not None)
     return Run(
+        uid=uid,
         namespace=namespace,
         run_id=run_id,
         short_id=shortest_ending(run_id, neighbours),

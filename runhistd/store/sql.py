@@ -271,6 +271,7 @@ COUNT_RUNS: Final = """
 SELECT CASE WHEN EXISTS (SELECT 1 FROM runs WHERE uid < ?1) OR EXISTS (SELECT 1 FROM runs WHERE uid > ?1)
   THEN (SELECT count(*) FROM runs WHERE uid = ?1) ELSE (SELECT count(*) FROM runs) END
 """
+COUNT_ALL_RUNS: Final = "SELECT count(*) FROM runs"
 COUNT_STATUSES: Final = "SELECT status, count(*) FROM runs WHERE uid = ? GROUP BY status"
 EVIDENCE: Final = "SELECT evidence FROM runs WHERE run = ?"
 DOCUMENTS: Final = "SELECT name, document FROM documents WHERE run = ?"
@@ -285,6 +286,11 @@ _WANTED: Final = """
 # By run, which is the newest first; by an index of uid every run would be found, and then sorted.
 LIST_RUNS: Final = f"""
 SELECT {_HEAD_COLUMNS} FROM runs NOT INDEXED WHERE uid = :uid AND run < :before AND {_WANTED} ORDER BY run DESC LIMIT :limit
+"""  # noqa: S608
+LIST_ALL_RUNS: Final = f"""
+SELECT {_HEAD_COLUMNS} FROM runs NOT INDEXED
+WHERE run < :before AND (:statuses IS NULL OR status IN (SELECT value FROM json_each(:statuses))) AND {_WANTED}
+ORDER BY run DESC LIMIT :limit
 """  # noqa: S608
 LIST_RUNS_OF_TEAM: Final = f"""
 SELECT {_HEAD_COLUMNS} FROM runs INDEXED BY runs_by_team
@@ -365,7 +371,6 @@ WHERE events.run = :run AND {_EVENT_WANTED} ORDER BY seq DESC LIMIT 1 OFFSET :sk
 
 # --- verifying ---
 
-COUNT_ALL_RUNS: Final = "SELECT count(*) FROM runs"
 RUN_NUMBERS: Final = "SELECT run FROM runs WHERE run > ? ORDER BY run LIMIT 1000"
 VERIFY_RUN: Final = f"SELECT {_HEAD_COLUMNS} FROM runs WHERE run = ?"  # noqa: S608
 VERIFY_EVENTS: Final = """

@@ -15,14 +15,14 @@ def add_parser(subparsers: Any) -> None:
     """The command's arguments."""
     text = "List what a run made: files by their path, and content that is kept in the history."
     parser = subparsers.add_parser("artifacts", help="list what a run made", description=text)
-    names.add_run_argument(parser)
+    names.add_run_argument(parser, reads=True)
     parser.add_argument("--json", action="store_true", help="print one object an artifact")
 
 
 def run(args: argparse.Namespace) -> int:
     """List them. Raises Complaint where there is no such run."""
     with Connection.open() as connection:
-        found = names.find(connection, args.name, args.namespace)
+        found = names.find(connection, args.name, args.namespace, args.user)
         artifacts = list(_all(connection, names.address(found)))
     if args.json:
         sys.stdout.write("".join(map(render.json_line, artifacts)))

@@ -10,6 +10,7 @@ from typing import Any, Dict, List, Optional
 from ..connection import Connection
 from . import render
 from .main import USAGE, Complaint
+from .names import uid_of
 
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 STATUSES = ("pending", "running", "paused", "incomplete", "completed", "failed", "cancelled")
@@ -28,6 +29,9 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--workflow", help="only of this workflow")
     parser.add_argument("--since", metavar="AGE", help="only begun within AGE: 90s, 15m, 2h, 7d, 4w")
     parser.add_argument("--page", metavar="TOKEN", help="go on where an earlier list ended, which printed the token")
+    users = parser.add_mutually_exclusive_group()
+    users.add_argument("--user", help="this user's runs, for root and the admin group (default: your own)")
+    users.add_argument("--all-users", action="store_true", help="the runs of all users, for root and the admin group")
     parser.add_argument("--json", action="store_true", help="print one object a run")
 
 
@@ -43,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     elif args.quiet:
         sys.stdout.writelines(f"{render.escaped(found['run_id'])}\n" for found in runs)
     elif runs:
-        _print_table(runs, total, next_page)
+        _print_table(runs, total, next_page, with_user=args.all_users)
     if not runs:
         filtered = total and "no run matches; all of them: runhist list"
         sys.stderr.write((filtered or "no runs yet; record one: runhist exec -- CMD") + "\n")
@@ -57,6 +61,8 @@ def _filters(args: argparse.Namespace) -> Dict[str, Any]:
         "agent_id": args.agent,
         "workflow": args.workflow,
         "since_us": None if args.since is None else since_us(args.since),
+        "uid": None if args.user is None else uid_of(args.user),
+        "all_users": args.all_users or None,
     }
     return {name: value for name, value in found.items() if value is not None}
 
@@ -80,13 +86,27 @@ def _collect(connection: Connection, filters: Dict[str, Any], count: int, page: 
             return runs, reply["total"], page
 
 
-def _print_table(runs: List[Dict[str, Any]], total: int, next_page: Optional[str]) -> None:
+def _print_table(runs: List[Dict[str, Any]], total: int, next_page: Optional[str], *, with_user: bool) -> None:
     now_us = time.time_ns() // 1000
-    rows = [row(found, now_us) for found in runs]
-    sys.stdout.write(render.table(TITLES, rows, [found["status"] for found in runs], right="COST"))
+    titles, rows = list(TITLES), [row(found, now_us) for found in runs]
+    if with_user:
+        titles.insert(1, "USER")
+        for cells, found in zip(rows, runs):
+            cells.insert(1, user_name(found["uid"]))
+    sys.stdout.write(render.table(titles, rows, [found["status"] for found in runs], right="COST"))
     if render.on_terminal():
         more = f"; the next ones: the same with --page {next_page}" if next_page is not None else ""
         sys.stdout.write(f"{len(runs):,} of {total:,} runs{more}\n")
+
+
+def user_name(uid: int) -> str:
+    """The user's name, or the number of one that is gone."""
+    import pwd
+
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
 
 
 def row(found: Dict[str, Any], now_us: int) -> List[str]:

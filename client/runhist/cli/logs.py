@@ -26,7 +26,7 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "logs", help="print a run's events", description="Print a run's events, output as text; `!` marks stderr."
     )
-    names.add_run_argument(parser)
+    names.add_run_argument(parser, reads=True)
     parser.add_argument("-f", "--follow", action="store_true", help="go on until the run has ended")
     parser.add_argument("--type", action="append", metavar="TYPE", help="only events of this type; may be repeated")
     parser.add_argument("--after-seq", type=int, default=0, metavar="N", help="only events behind seq N")
@@ -37,7 +37,7 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print them. 1 with --exit-status when the run is not completed."""
     with Connection.open() as connection:
-        found = names.find(connection, args.name, args.namespace)
+        found = names.find(connection, args.name, args.namespace, args.user)
     ended = None
     printed = 0
     live = LiveLine() if args.follow and not args.json and args.type is None and render.may_rewrite() else None

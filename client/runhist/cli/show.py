@@ -20,14 +20,14 @@ def add_parser(subparsers: Any) -> None:
     """The command's arguments."""
     text = "Show one run: its steps, times, tokens and cost, and the tree of its child runs."
     parser = subparsers.add_parser("show", help="show one run", description=text)
-    names.add_run_argument(parser)
+    names.add_run_argument(parser, reads=True)
     parser.add_argument("--json", action="store_true", help="print one object with all of it")
 
 
 def run(args: argparse.Namespace) -> int:
     """Show it. Raises Complaint when there is no such run."""
     with Connection.open() as connection:
-        found = names.find(connection, args.name, args.namespace)
+        found = names.find(connection, args.name, args.namespace, args.user)
         shown = connection.call("GetRun", names.address(found))
         steps = _all(connection, "GetSteps", "steps", found)
         rows = _all(connection, "GetUsage", "rows", found)

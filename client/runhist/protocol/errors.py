@@ -152,7 +152,7 @@ class Damaged(Refusal):
 class PermissionDenied(Refusal):
     """This user may not do that."""
 
-    message = "this user may not use this history"
+    message = "this user may not: the history is another user's, or only root and its admin group see the runs of others"
 
 
 class Busy(Refusal):
