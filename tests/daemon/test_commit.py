@@ -1,0 +1,73 @@
+"""The committer gathers writes where commits are slow; what is only shown is no part of that."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from runhistd.daemon.commit import Committer, Outcome
+from runhistd.daemon.instance import Instance
+from runhistd.model.publish import Publish
+from runhistd.store.leases import Begun
+from runhistd.store.live import Shown
+from runhistd.store.log import Appended, EventLog
+from tests.store.histories import UID, append, begin, event
+
+SLOW_S = 10.0
+
+
+class Asked:
+    """Notes when an outcome came."""
+
+    def __init__(self) -> None:
+        self.outcome: Outcome | None = None
+        self.at_s = 0.0
+        self.settled = trio.Event()
+
+    def settle(self, outcome: Outcome) -> None:
+        self.outcome, self.at_s = outcome, trio.current_time()
+        self.settled.set()
+
+    def flush(self) -> None:
+        pass
+
+
+@pytest.fixture
+def committer(tmp_path: Path) -> Iterator[Committer]:
+    """One with a log of its own."""
+    with Instance.take(tmp_path / "state") as instance:
+        log = EventLog.open(instance.database)
+        yield Committer(log, instance, 1_000_000, lambda batch: None)
+        log.close()
+
+
+async def test_what_is_only_shown_is_neither_gathered_nor_waited_for(
+    committer: Committer, autojump_clock: trio.testing.MockClock
+) -> None:
+    began, first, shown, second, late = Asked(), Asked(), Asked(), Asked(), Asked()
+    token = Publish(UID, "default", "r", 1, [event("token")])
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(committer.run)
+        committer.submit(begin("r"), began, 10)
+        await began.settled.wait()
+        assert isinstance(began.outcome, Begun)
+        committer._last_served, committer._last_commit_s = 2, SLOW_S
+        committer.submit(token, shown, 10)
+        await shown.settled.wait()
+        assert (shown.at_s, committer.commits, committer._last_served) == (0.0, 1, 2)
+        committer.submit(append("r", 1, 1, event()), first, 10)
+        await trio.testing.wait_all_tasks_blocked()
+        committer.submit(token, late, 10)
+        await first.settled.wait()
+        assert first.at_s == late.at_s == SLOW_S / 2
+        committer._last_served, committer._last_commit_s = 2, SLOW_S
+        for n, slot in ((2, first), (3, second)):
+            committer.submit(append("r", 1, n, event()), slot, 10)
+        await second.settled.wait()
+        assert second.at_s == SLOW_S / 2  # both are there: nobody waits longer
+        nursery.cancel_scope.cancel()
+    assert isinstance(late.outcome, Shown) and isinstance(first.outcome, Appended)
