@@ -27,7 +27,7 @@ restart the daemon: systemctl --user restart runhistd. Clients wait meanwhile an
 --user is the daemon of this user (the default); --system is one for all users of the machine, and needs root.
 With --dry-run nothing is changed.
 
-exit status: 0 done (`status`: it is installed and can be connected to), 1 refused or failed (`status`: not so)."""
+exit status: 0 done (`status`: it is installed, and clients are served), 1 refused or failed (`status`: not so)."""
 
 
 def add_commands(commands: Any) -> None:
@@ -110,7 +110,7 @@ def run_status(chosen: argparse.Namespace) -> int:
     except ServiceRefused as fault:
         return complain(str(fault), 1)
     tell(json.dumps(found) + "\n" if chosen.json else state_as_text(found))
-    return 0 if found["installed"] and found["active"] else 1
+    return 0 if found["installed"] and found["active"] and not found["failing"] else 1
 
 
 def state_as_text(found: dict[str, Any]) -> str:
@@ -126,6 +126,8 @@ def state_as_text(found: dict[str, Any]) -> str:
         lines.append(f"unit     {found['unit']} (not installed by `runhistd service install`)")
     serving = f"served by process {found['pid']}" if found["pid"] else "not served now"
     lines.append(f"history  {found['state_dir']}, {serving}")
+    if found["failing"]:
+        lines.append(f"failing  the daemon ends again and again; see: {found['failing']}")
     return "".join(f"{printable(line)}\n" for line in lines)
 
 

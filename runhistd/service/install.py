@@ -21,7 +21,7 @@ from attrs import frozen
 
 from runhistd.daemon.instance import LOCK_NAME, holder_in
 
-from .target import Command, ServiceRefused, Target, ask
+from .target import FAILING, Command, ServiceRefused, Target, ask
 
 MADE_BY = "Made by `runhistd service install`, undone by `runhistd service uninstall`; change it with drop-ins. "
 
@@ -156,9 +156,17 @@ def state_of(target: Target) -> dict[str, Any]:
         "unit": known or None,
         "enabled": ask(target, target.is_enabled).returncode == 0 if target.is_enabled else bool(found),
         "active": ask(target, target.is_active).returncode == 0,
+        "failing": why_failing(target),
         "pid": holder_of(target.serves),
         "state_dir": str(target.serves),
     }
+
+
+def why_failing(target: Target) -> str | None:
+    """The command that shows why the daemon ends again and again; None when it does not, as far as the manager tells."""
+    if target.fails is None or ask(target, target.fails[0]).stdout.strip() not in FAILING:
+        return None
+    return shlex.join(map(str, target.fails[1]))
 
 
 def refuse_owned_by_others(target: Target) -> None:

@@ -19,6 +19,7 @@ from runhist import paths
 from . import files
 
 Command = Sequence[str | Path]
+FAILING = ("auto-restart", "failed")  # of systemd's states of a service
 # What the system's service cannot see (ProtectHome=, PrivateTmp=), and so cannot be started from.
 HIDDEN_FROM_SYSTEM = tuple(map(Path, ("/home", "/root", "/run/user", "/tmp", "/var/tmp")))
 
@@ -44,6 +45,7 @@ class Target:
     restart: Command  # the daemon, after the files have changed; only if it runs
     stop: Command
     where_from: Command | None  # prints the file that the manager knows the service by
+    fails: tuple[Command, Command] | None  # prints the daemon's state, FAILING when it ends again and again; shows why
     listens: Sequence[Path] = ()  # sockets that the manager makes, but not the directories that they lie in
     hint: str = ""
     environment: Mapping[str, str] = field(factory=dict)
@@ -126,6 +128,10 @@ def systemd(
         restart=(*control, "try-restart", files.SERVICE_UNIT),
         stop=(*control, "stop", *both),
         where_from=(*control, "show", "--property=FragmentPath", "--value", files.SERVICE_UNIT),
+        fails=(
+            (*control, "show", "--property=SubState", "--value", files.SERVICE_UNIT),
+            ("journalctl", f"--{scope}", f"--unit={files.SERVICE_UNIT}"),
+        ),
         hint=hint,
         environment=environment,
     )
@@ -154,6 +160,7 @@ def launchd(command: Path, home: Path, uid: int, environment: Mapping[str, str] 
         restart=("launchctl", "kickstart", "-k", job),
         stop=("launchctl", "bootout", job),
         where_from=None,
+        fails=None,
         listens=[state / paths.SOCKET_NAME],
         environment=environment,
     )

@@ -168,6 +168,9 @@ def test_crashing_starts_do_not_close_the_socket(box: Box, wait_until: Wait) -> 
     box.run("systemctl start --no-block runhistd.service")
     wait_until(lambda: int(box.show("runhistd.service", "NRestarts")) > 6, "it was started again and again", 90)
     assert box.show("runhistd.socket", "ActiveState") == "active"
+    told = "failing  the daemon ends again and again; see: journalctl --system --unit=runhistd.service\n"
+    stands = f"{PLACE}/bin/runhistd service status --system"
+    wait_until(lambda: told in box.run(stands, check=False).stdout, "the status tells of it")
     waiting = box.start("runhist exec --require --title patient -- true")
     box.run(f"rm {CONFIG}")
     told, _ = waiting.communicate(timeout=60)
