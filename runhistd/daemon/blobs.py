@@ -58,6 +58,8 @@ class Blobs:
     """The blob directory of one state directory."""
 
     def __init__(self, state_dir: Path, sweeper: Sweeper) -> None:
+        self.on_full: Callable[[], None] = lambda: None
+        """Called when content is refused because the disk is full."""
         self._directory = state_dir / BLOBS_NAME
         self._incoming = self._directory / "incoming"
         self._sweeper = sweeper
@@ -101,6 +103,7 @@ class Blobs:
             except OSError as error:
                 self._end(name)
                 if error.errno in ENOSPC:
+                    self.on_full()
                     raise StorageFull from error
                 raise NotAllowed("base64", f"the content cannot be stored: {error.strerror}") from error
             except BaseException:
@@ -130,6 +133,7 @@ class Blobs:
             if upload is not None:
                 upload.give_up()
             if isinstance(error, OSError) and error.errno in ENOSPC:
+                self.on_full()
                 raise StorageFull from error
             raise
 

@@ -44,6 +44,7 @@ from runhistd.store.log import Appended, Batch, EventLog, Failed, Request
 from runhistd.store.prune import Outcome as Removed
 
 from .instance import Instance
+from .space import Space
 
 logger = logging.getLogger("runhistd.commit")
 
@@ -87,13 +88,19 @@ class Committer:
         self,
         log: EventLog | None,
         instance: Instance,
+        space: Space,
         queue_bytes: int,
+        wal_bytes: int,
         on_commit: Callable[[Batch], None],
         beat_s: float = float("inf"),
         on_beat: Callable[[], None] = lambda: None,
     ) -> None:
         self._log = log
         self._instance = instance
+        self.space = space
+        self.wal_bytes = wal_bytes
+        self.on_long_wal: Callable[[], None] = lambda: None
+        """Called when the write-ahead log stays longer than `wal_bytes`, which only readers bring about."""
         self._queue_bytes = queue_bytes
         self._on_commit = on_commit
         self._beat_s = beat_s
@@ -127,9 +134,9 @@ class Committer:
         if self._queued_writes >= self._wanted_writes:
             self._arrived.set()
 
-    def configure(self, queue_bytes: int) -> None:
-        """Another bound from now on."""
-        self._queue_bytes = queue_bytes
+    def configure(self, queue_bytes: int, wal_bytes: int) -> None:
+        """Other bounds from now on."""
+        self._queue_bytes, self.wal_bytes = queue_bytes, wal_bytes
         self._room.set()
         self._room = trio.Event()
 
@@ -169,7 +176,7 @@ class Committer:
             return
         taken = self._take()
         started_s = time.perf_counter()
-        batch = self._log.apply([request for request, _, _ in taken], self._last_now_us)
+        batch = self.space.apply(self._log, [request for request, _, _ in taken], self._last_now_us)
         self._hand_out(taken, batch, started_s)
 
     def _take(self) -> list[Waiting]:
@@ -216,6 +223,8 @@ class Committer:
         if self._log is not None and self._log.wal_bytes:
             self._instance.check_inodes()
             self._log.checkpoint(truncate=truncate)
+            if self._log.wal_bytes > self.wal_bytes:
+                self.on_long_wal()
 
 
 def _is_write(request: Request) -> bool:

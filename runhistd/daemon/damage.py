@@ -27,6 +27,7 @@ from .listen import Doors
 from .liveness import Liveness, descriptors_to_spare
 from .notify import Answers
 from .reload import Reload
+from .space import Space
 
 logger = logging.getLogger("runhistd.damage")
 
@@ -87,9 +88,10 @@ def make_service(
     def beat() -> None:
         notifier.beat(status_of(service))
 
-    committer = Committer(None, instance, config.queue_bytes, lambda batch: None, notifier.beat_s, beat)
+    bounds, space = (config.queue_bytes // 2, config.wal_bytes), Space(instance.state_dir)
+    committer = Committer(None, instance, space, *bounds, lambda batch: None, notifier.beat_s, beat)
     liveness = Liveness(grace_s=config.disconnect_grace_s, max_pidfds=descriptors_to_spare(config.connections))
     service = Service(instance, reload, "", committer, Tail(0), liveness, doors.serves_all)
     service.state, service.damage = "damaged", damage
-    reload.applied = lambda config: committer.configure(config.queue_bytes)
+    reload.applied = lambda config: committer.configure(config.queue_bytes // 2, config.wal_bytes)
     return service

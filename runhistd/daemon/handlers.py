@@ -10,6 +10,7 @@ import base64
 import os
 import re
 import shutil
+import time
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, TypeVar
 
@@ -41,7 +42,7 @@ from runhistd.model.removal import Delete, Pin
 from runhistd.model.retention import Decision, Policy
 from runhistd.model.views import EventFilter, Retained, RunFilter, StatusCount, Trouble
 from runhistd.store import blobs, reader
-from runhistd.store.database import SCHEMA_VERSION, DamagedDatabase, Reader, telling_damage
+from runhistd.store.database import SCHEMA_VERSION, DamagedDatabase
 from runhistd.store.log import Request
 
 from . import calls
@@ -53,13 +54,13 @@ from .follow import PAGE_BYTES, PAGE_EVENTS, Page, Tail, encode_event, encode_ga
 from .inbox import INBOX_BYTES
 from .instance import Instance
 from .liveness import Liveness
+from .reading import Readers
 from .reload import Reload
 from .server import PUBLISH, Connection, Peer, Reply
 from .spool import Spools
 from .sweep import Asked, Sweeper
 from .users import Users, whose
 
-MAX_READERS = 4
 LIST_LIMIT = 50
 MAX_LIST_LIMIT = 1000
 MAX_SHOWN_BYTES = INBOX_BYTES // 2
@@ -99,6 +100,7 @@ class Service:
         self.liveness = liveness
         self.sweeper = Sweeper(committer.submit, self._collect_blobs)
         self.blobs = Blobs(instance.state_dir, self.sweeper)
+        self.blobs.on_full = lambda: committer.space.note_refused(1, now_us())
         self.collector = Collector(lambda: self.config, self._garbage, self.sweeper)
         self._blobs_cleaned = False
         event_bytes = lambda: self.config.event_bytes  # noqa: E731 - it may be changed while the daemon serves
@@ -113,8 +115,7 @@ class Service:
         self.budget = Budget(self.config.queue_bytes // 2)
         self.stopping = trio.Event()
         self.started_us = now_us()
-        self._readers: list[Reader] = []
-        self._reading = trio.CapacityLimiter(MAX_READERS)
+        self.readers = Readers(instance.database)
 
     @property
     def config(self) -> Config:
@@ -201,18 +202,9 @@ class Service:
             raise Damaged(RECOVER)
 
     async def read(self, function: Callable[..., T], *arguments: Any, **options: Any) -> T:
-        """Call a function of the reader with a connection of its own, in a thread."""
-
-        def call() -> T:
-            connection = self._readers.pop() if self._readers else reader.open_reader(self.instance.database)
-            try:
-                with telling_damage():
-                    return function(connection, *arguments, **options)
-            finally:
-                self._readers.append(connection)
-
+        """Call a function of the reader with a connection of its own, in a thread. Raises Busy, Damaged."""
         try:
-            return await trio.to_thread.run_sync(call, limiter=self._reading)
+            return await self.readers.read(function, *arguments, **options)
         except DamagedDatabase as damage:
             self.note_damage(damage)
             raise Damaged(RECOVER) from damage
@@ -230,8 +222,7 @@ class Service:
     def close(self) -> None:
         """Close the read-only connections, and give up what is being uploaded."""
         self.blobs.close()
-        while self._readers:
-            self._readers.pop().close()
+        self.readers.close()
 
     def _refuse_when_stopping(self) -> None:
         if self.stopping.is_set():
@@ -242,7 +233,7 @@ def status_of(service: Service) -> str:
     """What an operator sees at a glance, on one line."""
     faulty = "; the settings file is not usable" if service.reload.faults else ""
     return (
-        f"{service.state} in {service.instance.database}, position {service.tail.position}, "
+        f"{state_of(service)} in {service.instance.database}, position {service.tail.position}, "
         f"{len(service.connections)} connections{faulty}"
     )
 
@@ -446,7 +437,7 @@ async def get_status(service: Service, peer: Peer, call: calls.GetStatus) -> Any
         {
             "version": runhistd.__version__,
             "pid": os.getpid(),
-            "state": service.state,
+            "state": state_of(service),
             "started_us": service.started_us,
             "instance_id": service.instance_id,
             "position": service.tail.position,
@@ -475,6 +466,11 @@ async def get_status(service: Service, peer: Peer, call: calls.GetStatus) -> Any
     )
 
 
+def state_of(service: Service) -> str:
+    """In a word: recording, full, or damaged."""
+    return "full" if service.damage is None and service.committer.space.full_since_us is not None else service.state
+
+
 def troubles_of(service: Service) -> list[Trouble]:
     """What somebody must see to, with what to type."""
     free_bytes = shutil.disk_usage(service.instance.state_dir).free
@@ -485,7 +481,18 @@ def troubles_of(service: Service) -> list[Trouble]:
     elif service.state != "recording":
         what = "storage faults ended the daemon again and again, and it only reads; see to the disk, and the daemon's log"
         found.append(Trouble(what, "runhistd verify"))
-    if free_bytes < LOW_SPACE_BYTES:
+    wal = service.instance.database.with_name(f"{service.instance.database.name}-wal")
+    if wal.exists() and wal.stat().st_size > service.config.wal_bytes:
+        what = f"the write-ahead log has {wal.stat().st_size // 1_000_000:,} MB, because another program goes on reading it"
+        found.append(Trouble(what, f"fuser -v {wal}"))
+    service.committer.space.look_again()
+    full_since_us = service.committer.space.full_since_us
+    if full_since_us is not None:
+        since = time.strftime("%H:%M:%S", time.localtime(full_since_us / 1_000_000))
+        refused = f"{service.committer.space.refused:,} writes were refused since {since}"
+        what = f"the disk is full: {refused}; reads go on, and writing resumes by itself when there is room"
+        found.append(Trouble(what, "runhist gc --dry-run"))
+    elif free_bytes < LOW_SPACE_BYTES:
         what = f"{free_bytes // 1_000_000:,} MB free on the disk of {service.instance.database}"
         found.append(Trouble(what, "runhist gc --dry-run"))
     return found

@@ -15,7 +15,7 @@ from pathlib import Path
 import trio
 
 from runhistd.config import Config
-from runhistd.store.database import DamagedDatabase, StorageFault, open_reader, read_history
+from runhistd.store.database import DamagedDatabase, DiskFull, StorageFault, open_reader, read_history
 from runhistd.store.log import Batch, EventLog
 
 from . import watching
@@ -29,6 +29,7 @@ from .listen import Doors, Endpoint, all_accepted
 from .liveness import Liveness, descriptors_to_spare
 from .notify import Answers, Notifier
 from .reload import Reload, directories_of
+from .space import Space
 
 logger = logging.getLogger("runhistd.main")
 
@@ -66,8 +67,9 @@ async def serve_history(
     """Serve while the database is sound."""
     notifier = answers.notifier
     with notifier.starting(f"opening {instance.database}"):
-        log = None if instance.damaged(now_us()) else open_log(instance)
-    service = assemble(instance, reload, log, notifier, doors)
+        space = Space(instance.state_dir)
+        log = None if instance.damaged(now_us()) else open_log(instance, space)
+    service = assemble(instance, reload, log, space, notifier, doors)
     try:
         if log is not None:
             with notifier.starting(f"adopting what ended while nobody served {instance.database}"):
@@ -87,7 +89,9 @@ async def serve_history(
     logger.info("stopped", extra={"fields": {"position": service.tail.position}})
 
 
-def assemble(instance: Instance, reload: Reload, log: EventLog | None, notifier: Notifier, doors: Doors) -> Service:
+def assemble(
+    instance: Instance, reload: Reload, log: EventLog | None, space: Space, notifier: Notifier, doors: Doors
+) -> Service:
     """The parts of the daemon, each told of the others."""
     if log is None:
         instance_id, position = read_only_history(instance)
@@ -108,22 +112,27 @@ def assemble(instance: Instance, reload: Reload, log: EventLog | None, notifier:
         notifier.beat(status_of(service))
 
     def on_reload(config: Config) -> None:
-        committer.configure(config.queue_bytes // 2)
+        committer.configure(config.queue_bytes // 2, config.wal_bytes)
         service.budget.limit_bytes = config.queue_bytes // 2
         liveness.configure(grace_s=config.disconnect_grace_s, max_pidfds=descriptors_to_spare(config.connections))
         service.collector.reschedule()
 
-    committer = Committer(log, instance, config.queue_bytes // 2, on_commit, notifier.beat_s, on_beat)
+    bounds = (config.queue_bytes // 2, config.wal_bytes)
+    committer = Committer(log, instance, space, *bounds, on_commit, notifier.beat_s, on_beat)
     service = Service(instance, reload, instance_id, committer, tail, liveness, doors.serves_all)
     reload.applied = on_reload
+    space.on_full = service.collector.reschedule
+    committer.on_long_wal = service.readers.end_all
     service.state = "recording" if log is not None else "damaged"
     return service
 
 
-def open_log(instance: Instance) -> EventLog:
+def open_log(instance: Instance, space: Space) -> EventLog:
     """Open the log and remember which files it lies in."""
     try:
-        log = EventLog.open(instance.database)
+        log = space.open_log(instance.database)
+    except DiskFull:
+        raise  # which is no fault of the disk
     except StorageFault:
         instance.record_storage_failure(now_us())
         raise

@@ -109,6 +109,13 @@ class StorageFull(Refusal):
     """The disk is full. Nothing of the batch was stored."""
 
 
+class Busy(Refusal):
+    """The read went on for too long while others wait for what it holds up; `retry_after_us` is when to try again."""
+
+    def __init__(self, retry_after_us: int) -> None:
+        super().__init__(retry_after_us=retry_after_us)
+
+
 class Damaged(Refusal):
     """The database is only read from; `command` is what the operator should run."""
 

@@ -8,7 +8,7 @@ read-only connection and left untouched: opening it for writing would already re
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
@@ -22,6 +22,7 @@ from .contents import sync_directory
 SCHEMA_VERSION = 5
 PAGE_BYTES = 4096
 CACHE_KIB = 16 * 1024  # pages of live runs' index leaves; the daemon stays under 60 MB idle
+LOOK_STEPS = 20_000  # of SQLite's machine, between two looks whether a read may go on
 BUSY_TIMEOUT_MS = 2000  # the only other writer could be a person with a SQLite shell
 
 Reader = apsw.Connection  # for those who hand a connection from one function of the store to another, and no more
@@ -44,6 +45,14 @@ class DamagedDatabase(Exception):
 class StorageFault(Exception):
     """Reading or writing the database failed. What was being committed may or may not be on the disk: nobody may be
     answered, and the process must end and read afresh what is there."""
+
+
+class DiskFull(StorageFault):
+    """There is no room to open the database; nothing is wrong with it."""
+
+
+class ReadCutOff(Exception):
+    """A read went on for longer than it may, and was ended."""
 
 
 class Counters(Struct, frozen=True):
@@ -87,6 +96,8 @@ def open_writer(database: Path) -> apsw.Connection:
     except (apsw.CorruptError, apsw.NotADBError) as error:
         raise DamagedDatabase(str(error)) from error
     except (apsw.IOError, apsw.ReadOnlyError, apsw.CantOpenError, apsw.FullError) as error:
+        if is_full(error):
+            raise DiskFull(f"cannot open {database}: the disk is full; make some room and start again") from error
         raise StorageFault(f"cannot open {database}: {error}") from error
     return connection
 
@@ -99,13 +110,26 @@ def open_reader(database: Path) -> apsw.Connection:
     return connection
 
 
+def is_full(error: apsw.Error) -> bool:
+    """Whether a fault only says that there is no room: for the file, or for the index of the write-ahead log."""
+    return isinstance(error, apsw.FullError) or getattr(error, "extendedresult", None) == apsw.SQLITE_IOERR_SHMSIZE
+
+
 @contextmanager
 def telling_damage() -> Iterator[None]:
-    """Turn what SQLite says of a damaged file in the block into DamagedDatabase."""
+    """Turn what SQLite says of a damaged file in the block into DamagedDatabase, and of an end by `end_reads` into
+    ReadCutOff."""
     try:
         yield
+    except apsw.InterruptError as error:
+        raise ReadCutOff from error
     except (apsw.CorruptError, apsw.NotADBError) as error:
         raise DamagedDatabase(str(error)) from error
+
+
+def end_reads(connection: apsw.Connection, when: Callable[[], bool]) -> None:
+    """End whatever the connection reads as soon as `when()`, which is asked every millisecond or so, says so."""
+    connection.set_progress_handler(when, LOOK_STEPS)
 
 
 def read_history(connection: apsw.Connection) -> tuple[str, Counters]:

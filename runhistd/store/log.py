@@ -34,6 +34,7 @@ from .database import (
     Counters,
     DamagedDatabase,
     StorageFault,
+    is_full,
     open_writer,
     read_history,
     telling_damage,
@@ -156,11 +157,11 @@ class EventLog:
                 return self._transaction(batch, now_us)
         except DamagedDatabase:
             raise
-        except apsw.FullError:
+        except (*_STORAGE_ERRORS, apsw.FullError) as error:
+            if not is_full(error):
+                raise StorageFault(str(error)) from error
             self._roll_back()
             return Batch([StorageFull() for _ in batch])
-        except _STORAGE_ERRORS as error:
-            raise StorageFault(str(error)) from error
         except Exception as error:  # noqa: BLE001 - the fault is handed on, to the one request that causes it
             self._roll_back()
             if len(batch) == 1:
@@ -187,14 +188,19 @@ class EventLog:
             raise StorageFault(f"read: {error}") from error
 
     def checkpoint(self, *, truncate: bool) -> None:
-        """Move the WAL's content into the database; with `truncate`, also give its space back if no reader needs it."""
+        """Move the WAL's content into the database; with `truncate`, also give its space back if no reader needs it.
+
+        On a full disk, and beside a reader of an older snapshot, the WAL keeps what could not be moved, for the next time.
+        """
         mode = apsw.SQLITE_CHECKPOINT_TRUNCATE if truncate else apsw.SQLITE_CHECKPOINT_PASSIVE
         try:
             with telling_damage():
                 frames, moved = self._connection.wal_checkpoint(mode=mode)
         except apsw.BusyError:
-            return  # a reader holds an older snapshot; the next checkpoint goes on
+            return
         except (*_STORAGE_ERRORS, apsw.FullError) as error:
+            if is_full(error):
+                return
             raise StorageFault(f"checkpoint: {error}") from error
         if frames == moved:
             self.wal_bytes = 0  # the next commit starts the WAL anew

@@ -143,6 +143,12 @@ class StorageFull(Refusal):
     message = "the disk that holds the history is full; free some space and send again"
 
 
+class Busy(Refusal):
+    """The read held others up for too long and was ended; `retry_after_us` is when to try again."""
+
+    message = "reading took too long and was ended, because it holds up writing; try again"
+
+
 class Damaged(Refusal):
     """The database is damaged and only read from. `command` is what the operator should run."""
 

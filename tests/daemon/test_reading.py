@@ -1,0 +1,80 @@
+"""No read goes on for longer than it may, and whoever is cut off is told so."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import apsw
+import pytest
+import trio
+
+from runhistd.daemon import reading
+from runhistd.daemon.reading import Readers
+from runhistd.model.errors import Busy
+from runhistd.store.database import open_writer
+from tests.acceptance.test_append import begin, connect, request
+
+if TYPE_CHECKING:
+    from tests.conftest import Daemon
+
+ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n"
+BIG = {"type": "output", "data": {"text": "x" * 60_000}}
+
+
+@pytest.fixture
+def readers(tmp_path: Path) -> Iterator[Readers]:
+    open_writer(tmp_path / "history.db").close()
+    made = Readers(tmp_path / "history.db")
+    yield made
+    made.close()
+
+
+def query(connection: apsw.Connection, statement: str) -> Any:
+    return connection.execute(statement).get
+
+
+async def test_a_read_that_goes_on_for_too_long_is_busy_and_the_next_one_is_not(
+    readers: Readers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "READ_S", 0.1)
+    with pytest.raises(Busy) as caught:
+        await readers.read(query, ENDLESS)
+    assert caught.value.parameters == {"retry_after_us": reading.RETRY_AFTER_US}
+    assert readers.cut_off == 1
+    assert await readers.read(query, "SELECT 1") == 1
+
+
+async def test_all_reads_are_ended_at_once_when_they_hold_up_the_log(readers: Readers) -> None:
+    refused = []
+
+    async def read() -> None:
+        with pytest.raises(Busy) as caught:
+            await readers.read(query, ENDLESS)
+        refused.append(caught.value)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(read)
+        nursery.start_soon(read)
+        while len(refused) < 2:  # a thread may have begun only after the first call
+            readers.end_all()
+            await trio.sleep(0.01)
+    assert await readers.read(query, "SELECT 1") == 1
+
+
+def test_a_reader_outside_makes_the_log_grow_and_status_says_how_to_find_it(daemon: Daemon) -> None:
+    daemon.config_file.write_text(f"[limits]\nwal_bytes = {1024 * 1024}\n")
+    daemon.start()
+    with connect(daemon) as connection, closing(sqlite3.connect(daemon.database, isolation_level=None)) as outside:
+        epoch = begin(connection, "r")
+        outside.execute("BEGIN")
+        assert outside.execute("SELECT count(*) FROM runs").fetchone() == (1,)
+        connection.call("Append", request("r", epoch, 1, *[BIG] * 80))
+        connection.call("Append", request("r", epoch, 81, *[BIG] * 80))
+        found = connection.call("GetStatus", {})
+        commands = [trouble["command"] for trouble in found["troubles"]]
+        assert f"fuser -v {daemon.database}-wal" in commands
+        assert connection.call("GetRun", {"run_id": "r"})["run"]["last_seq"] == 161, "readers of ours go on"
