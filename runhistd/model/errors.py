@@ -109,13 +109,6 @@ class StorageFull(Refusal):
     """The disk is full. Nothing of the batch was stored."""
 
 
-class Busy(Refusal):
-    """The read went on for too long while others wait for what it holds up; `retry_after_us` is when to try again."""
-
-    def __init__(self, retry_after_us: int) -> None:
-        super().__init__(retry_after_us=retry_after_us)
-
-
 class Damaged(Refusal):
     """The database is only read from; `command` is what the operator should run."""
 
@@ -128,7 +121,8 @@ class PermissionDenied(Refusal):
 
 
 class Busy(Refusal):
-    """As many clients are connected as the settings allow; trying again after that time may help."""
+    """As many clients are connected as the settings allow, or a read was ended because it held writing up for too long;
+    trying again after that time may help."""
 
     def __init__(self, retry_after_us: int) -> None:
         super().__init__(retry_after_us=retry_after_us)

@@ -143,12 +143,6 @@ class StorageFull(Refusal):
     message = "the disk that holds the history is full; free some space and send again"
 
 
-class Busy(Refusal):
-    """The read held others up for too long and was ended; `retry_after_us` is when to try again."""
-
-    message = "reading took too long and was ended, because it holds up writing; try again"
-
-
 class Damaged(Refusal):
     """The database is damaged and only read from. `command` is what the operator should run."""
 
@@ -162,9 +156,10 @@ class PermissionDenied(Refusal):
 
 
 class Busy(Refusal):
-    """As many clients are connected as the daemon's settings allow. Trying again after `retry_after_us` may help."""
+    """As many clients are connected as the daemon's settings allow, or a read was ended because it held writing up for too
+    long. Trying again after `retry_after_us` may help."""
 
-    message = "as many clients are connected as the daemon takes (limits.connections in its settings)"
+    message = "the daemon has its hands full (limits.connections in its settings, or a read that took too long); try again"
 
 
 class ShuttingDown(Refusal):
