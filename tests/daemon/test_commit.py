@@ -11,6 +11,7 @@ import trio.testing
 
 from runhistd.daemon.commit import Committer, Outcome
 from runhistd.daemon.instance import Instance
+from runhistd.daemon.space import Space
 from runhistd.model.publish import Publish
 from runhistd.store.leases import Begun
 from runhistd.store.live import Shown
@@ -41,7 +42,7 @@ def committer(tmp_path: Path) -> Iterator[Committer]:
     """One with a log of its own."""
     with Instance.take(tmp_path / "state") as instance:
         log = EventLog.open(instance.database)
-        yield Committer(log, instance, 1_000_000, lambda batch: None)
+        yield Committer(log, instance, Space(instance.state_dir), 1_000_000, 1 << 30, lambda batch: None)
         log.close()
 
 
