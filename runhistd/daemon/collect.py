@@ -11,21 +11,18 @@ from __future__ import annotations
 
 import logging
 import random
-import time
 from collections.abc import Awaitable, Callable
 
 import trio
-from attrs import frozen
 
 from runhistd.config import Config
 from runhistd.model.errors import Damaged, Refusal
 from runhistd.model.removal import Compact, Delete
-from runhistd.model.retention import MAX_AGE_DAYS, MAX_BYTES, MAX_RUNS, Candidate, ClockWatch, Decision, Override, Policy
+from runhistd.model.retention import MAX_AGE_DAYS, MAX_BYTES, MAX_RUNS, Candidate, Decision, Override, Policy
 from runhistd.model.views import RetentionStatus
 from runhistd.store.prune import Compacted, Deleted
 
 from .commit import now_us
-from .liveness import boot_time_s
 from .sweep import Sweeper
 
 logger = logging.getLogger("runhistd.collect")
@@ -48,25 +45,16 @@ def policy_of(config: Config) -> Policy:
     return Policy(limits, config.incomplete_grace_days, tuple(overrides), config.events)
 
 
-@frozen
-class Clocks:
-    """The wall clock, and the one that counts from the boot, sleep included; both in seconds."""
-
-    wall_s: Callable[[], float]
-    boot_s: Callable[[], float]
-
-
 class Collector:
-    """Carries out passes, one at a time. `settings` gives the configuration in force."""
+    """Carries out passes, one at a time. `settings` gives the configuration in force, `clock_trusted` whether ages count."""
 
     def __init__(
-        self, settings: Callable[[], Config], look: Look, sweeper: Sweeper, clocks: Clocks = Clocks(time.time, boot_time_s)
+        self, settings: Callable[[], Config], look: Look, sweeper: Sweeper, clock_trusted: Callable[[], bool]
     ) -> None:
         self._settings = settings
         self._look = look
         self._sweeper = sweeper
-        self._clocks = clocks
-        self._clock = ClockWatch(clocks.wall_s(), clocks.boot_s())
+        self._clock_trusted = clock_trusted
         self._one_at_a_time = trio.Lock()
         self._rescheduled = trio.Event()
         self._last_us: int | None = None
@@ -102,7 +90,7 @@ class Collector:
     async def collect(self, *, dry_run: bool) -> tuple[list[Decision], str | None]:
         """One pass: what goes, and which rule was skipped. Raises a Refusal halfway when the disk is full."""
         async with self._one_at_a_time:
-            trust_clock = self._clock.trusts(self._clocks.wall_s(), self._clocks.boot_s())
+            trust_clock = self._clock_trusted()
             skipped = None if trust_clock else SKIPPED
             decisions = await self._look(policy_of(self._settings()), now_us(), trust_clock)
             if dry_run:

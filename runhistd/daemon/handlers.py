@@ -48,6 +48,8 @@ from runhistd.store.log import Request
 from . import calls
 from .blobs import Blobs
 from .budget import Budget
+from .clocks import NAME as CLOCKS_NAME
+from .clocks import Clocks, RememberedClocks
 from .collect import Collector
 from .commit import Committer, Outcome, now_us
 from .follow import PAGE_BYTES, PAGE_EVENTS, Page, Tail, encode_event, encode_gap, follow
@@ -101,7 +103,8 @@ class Service:
         self.sweeper = Sweeper(committer.submit, self._collect_blobs)
         self.blobs = Blobs(instance.state_dir, self.sweeper)
         self.blobs.on_full = lambda: committer.space.note_refused(1, now_us())
-        self.collector = Collector(lambda: self.config, self._garbage, self.sweeper)
+        clocks = RememberedClocks(Clocks(), instance.state_dir / CLOCKS_NAME)
+        self.collector = Collector(lambda: self.config, self._garbage, self.sweeper, clocks.trusted)
         self._blobs_cleaned = False
         event_bytes = lambda: self.config.event_bytes  # noqa: E731 - it may be changed while the daemon serves
         self.spools = Spools(instance.state_dir / "spool", instance_id, liveness.processes, event_bytes, self._keep_and_ask)

@@ -176,6 +176,18 @@ class ClockWatch:
         self._jumped_at_s: float | None = None
         self._before_s = self._offset_s
 
+    @classmethod
+    def restored(cls, offset_s: float, before_s: float, jumped_at_s: float | None) -> ClockWatch:
+        """The watch that had this state, in the same boot. Raises TypeError for what is no number."""
+        watch = cls(float(offset_s), 0.0)
+        watch._before_s = float(before_s)
+        watch._jumped_at_s = None if jumped_at_s is None else float(jumped_at_s)
+        return watch
+
+    def state(self) -> dict[str, float | None]:
+        """What `restored` takes."""
+        return {"offset_s": self._offset_s, "before_s": self._before_s, "jumped_at_s": self._jumped_at_s}
+
     def trusts(self, wall_s: float, boot_s: float) -> bool:
         """Look at both clocks. A jump that is taken back is forgotten at once."""
         offset_s = wall_s - boot_s

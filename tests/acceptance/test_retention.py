@@ -127,12 +127,12 @@ def test_pinned_and_live_runs_stay(strict: Runs, wait_until: Wait) -> None:
 def test_the_oldest_go_when_the_history_is_too_large_and_the_file_shrinks(daemon: Daemon, wait_until: Wait) -> None:
     with started(daemon, '[retention]\nmax_runs_per_agent = "off"\nmax_bytes = 2000000\n') as runs:
         wait_until(lambda: runs.status()["last_us"], "the pass of the start is over")
-        for i in range(40):
-            runs.closed(f"run-{i:02}", size=100_000)
+        for i in range(80):
+            runs.closed(f"run-{i:02}", size=50_000)
         gone = runs.gc()
         assert {one["rule"] for one in gone} == {"max_bytes"}
         assert [one["run_id"] for one in gone] == [f"run-{i:02}" for i in range(len(gone))]
-        assert 15 <= len(gone) <= 25
+        assert 35 <= len(gone) <= 50
         wait_until(
             lambda: runs.connection.call("GetStatus", {})["database_bytes"] < 2_200_000, "the file gives the space back"
         )
@@ -153,6 +153,26 @@ def test_a_run_goes_by_its_age_and_followers_hear_why(daemon: Daemon, wait_until
         ("old", "max_age_days")
     ]
     runs.connection.close()
+
+
+def test_nothing_goes_by_its_age_when_the_clock_was_set_while_the_daemon_was_away(daemon: Daemon, wait_until: Wait) -> None:
+    with started(daemon, "") as runs:
+        wait_until(lambda: runs.status()["last_us"], "the pass of the start is over")
+        runs.closed("old")
+    daemon.stop()
+    with closing(sqlite3.connect(daemon.database)) as database, database:
+        database.execute("UPDATE runs SET closed_us = closed_us - ?", (31 * DAY_US,))
+    clocks = daemon.state_dir / "clocks.json"  # as if the clock had gone wrong before, and right now
+    seen = json.loads(clocks.read_text())
+    clocks.write_text(json.dumps({**seen, "offset_s": seen["offset_s"] - 31 * 86_400}))
+    with started(daemon, "") as runs:
+        wait_until(lambda: runs.status()["last_us"], "the pass of the start is over")
+        assert runs.status()["skipped"] == "max_age_days: the wall clock has jumped"
+        assert runs.ids() == {"old"}
+    daemon.stop()
+    clocks.unlink()
+    with started(daemon, "") as runs:
+        wait_until(lambda: not runs.ids(), "it goes where nothing is known of a jump")
 
 
 def test_appends_go_on_while_a_pass_works(daemon: Daemon, wait_until: Wait) -> None:

@@ -231,6 +231,42 @@ sys.stdin.readline()
     verify(env)
 
 
+def test_the_spool_of_a_run_that_was_deleted_goes_to_quarantine_and_is_listed(
+    env: Daemon, wait_until: Callable[..., None]
+) -> None:
+    env.start()
+    code = """
+run = history.begin_run(run_id="r")
+run.flush()
+print("begun", flush=True)
+sys.stdin.readline()
+run.append("x", {"i": 1})
+print(run.flush().durable, flush=True)
+sys.stdin.readline()
+"""
+    process = engine(env, code)
+    assert process.stdin is not None and read_line(process) == "begun"
+    env.kill()
+    process.stdin.write(b"\n")
+    process.stdin.flush()
+    assert read_line(process) == "spooled"
+    env.start()
+    runhist.connect(deadline=LONG).claim_run("r", takeover=True).complete()
+    with runhist.Connection.open() as connection:
+        ended = lambda: connection.call("GetRun", {"run_id": "r"})["run"]["status"] == "completed"  # noqa: E731
+        wait_until(ended, "the run has ended")
+        assert connection.call("DeleteRun", {"run_id": "r"})["deleted"]
+    process.kill()
+    end(process)
+    wait_until(lambda: not files(env), "the file is put aside")
+    ((path, reason),) = quarantined(env.state_dir / "spool")
+    assert "RunDeleted" in reason and b'"i":1' in path.read_bytes()
+    shown = subprocess.run([sys.executable, "-m", "runhist.cli.main", "status", "--spool"], env=env.env, capture_output=True)
+    assert path.name.encode() in shown.stdout and b"RunDeleted" in shown.stdout
+    assert [run.run_id for run in runhist.connect(deadline=LONG).list_runs()] == []
+    verify(env)
+
+
 @pytest.mark.parametrize(
     "content",
     [
