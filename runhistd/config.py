@@ -195,6 +195,8 @@ class Config:
     # full nobody is read from. One half is for unfinished messages and replies that are not taken: when it is full, the
     # client that has been stuck longest is let go.
     queue_bytes: Annotated[int, Whole(MIB, 16 * 1024 * MIB)] = 64 * MIB
+    # What the clients of one user may have waiting in the daemon's memory; then it stops reading from them.
+    queue_bytes_per_user: Annotated[int, Whole(MIB, 16 * 1024 * MIB)] = 16 * MIB
     # How long the write-ahead log may get while something reads; then the reading is cut off.
     wal_bytes: Annotated[int, Whole(MIB, 1024 * 1024 * MIB)] = 1024 * MIB
     # How many clients may be connected at the same time.
@@ -224,7 +226,9 @@ class Config:
 
 
 TABLES: Mapping[str, tuple[str, ...]] = {
-    "limits": ("frame_bytes", "event_bytes", "inline_limit", "queue_bytes", "wal_bytes", "connections"),
+    "limits": (
+        *("frame_bytes", "event_bytes", "inline_limit", "queue_bytes", "queue_bytes_per_user", "wal_bytes", "connections"),
+    ),
     "retention": (
         *("max_runs_per_agent", "max_age_days", "max_bytes", "incomplete_grace_days", "interval_s"),
         *("events", "override"),

@@ -18,6 +18,9 @@ After a commit that served n requests and took long, the next one waits until n 
 passed: where a sync takes milliseconds that brings all writers into every commit. A lone writer never waits. What is
 only shown takes its place in the queue, but nothing waits for it, and it makes no transaction and no figures.
 
+When more waits than goes into one transaction, users and their connections take turns (see `fair`). What a user may have
+waiting is bounded too: whoever reads its requests waits for room of its own, so that nobody fills the queue alone.
+
 SQLite's own checkpoints are off. The committer checkpoints when the WAL has grown, and when it has been idle; before
 each it makes sure that the files are still the ones at their paths, or nothing may be acknowledged any more.
 
@@ -29,20 +32,24 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable
 from typing import Protocol
 from uuid import uuid4
 
 import trio
+from attrs import frozen
 
+from runhistd.config import Config
 from runhistd.model.errors import Damaged, InternalError, Refusal
 from runhistd.model.publish import Publish
+from runhistd.model.removal import Clear
 from runhistd.store.leases import Begun, Buried, Claimed, Released
 from runhistd.store.live import Shown
 from runhistd.store.log import Appended, Batch, EventLog, Failed, Request
 from runhistd.store.prune import Outcome as Removed
 
+from .fair import Fair
 from .instance import Instance
 from .space import Space
 
@@ -61,11 +68,29 @@ Outcome = Appended | Begun | Claimed | Released | Buried | Shown | Removed | Ref
 class Slot(Protocol):
     """Where the outcome of a request goes."""
 
+    @property
+    def connection(self) -> object | None:
+        """Whose requests stay in order with this one; None for the daemon's own, which overtake nothing of their user's."""
+
     def settle(self, outcome: Outcome) -> None:
         """Take the outcome. Must not block."""
 
     def flush(self) -> None:
         """Send what is settled. Must not block."""
+
+
+@frozen
+class Bounds:
+    """How many bytes of requests may wait, of all users together and of each, and how long the write-ahead log may get."""
+
+    queue_bytes: int
+    queue_bytes_per_user: int
+    wal_bytes: int
+
+    @classmethod
+    def of(cls, config: Config) -> Bounds:
+        """Of queue_bytes the half: the other one is for what has not come whole yet, and for replies."""
+        return cls(config.queue_bytes // 2, config.queue_bytes_per_user, config.wal_bytes)
 
 
 Waiting = tuple[Request, Slot, int]
@@ -89,8 +114,7 @@ class Committer:
         log: EventLog | None,
         instance: Instance,
         space: Space,
-        queue_bytes: int,
-        wal_bytes: int,
+        bounds: Bounds,
         on_commit: Callable[[Batch], None],
         beat_s: float = float("inf"),
         on_beat: Callable[[], None] = lambda: None,
@@ -98,16 +122,16 @@ class Committer:
         self._log = log
         self._instance = instance
         self.space = space
-        self.wal_bytes = wal_bytes
+        self._bounds = bounds
         self.on_long_wal: Callable[[], None] = lambda: None
-        """Called when the write-ahead log stays longer than `wal_bytes`, which only readers bring about."""
-        self._queue_bytes = queue_bytes
+        """Called when the write-ahead log stays longer than its bound, which only readers bring about."""
         self._on_commit = on_commit
         self._beat_s = beat_s
         self._on_beat = on_beat
         self._next_beat_s = float("-inf")
-        self._queue: deque[Waiting] = deque()
+        self._queue: Fair[Waiting] = Fair()
         self._queued_bytes = 0
+        self._queued_bytes_of: defaultdict[int | None, int] = defaultdict(int)
         self._queued_writes = 0
         self._wanted_writes = 0
         self._arrived = trio.Event()
@@ -128,21 +152,29 @@ class Committer:
         if self._log is None:
             slot.settle(Damaged("runhistd verify"))
             return
-        self._queue.append((request, slot, size))
+        uid = _user_of(request)
+        self._queue.add((request, slot, size), uid, slot.connection, size)
         self._queued_bytes += size
+        self._queued_bytes_of[uid] += size
         self._queued_writes += _is_write(request)
         if self._queued_writes >= self._wanted_writes:
             self._arrived.set()
 
-    def configure(self, queue_bytes: int, wal_bytes: int) -> None:
+    def queued_bytes_of(self, uid: int) -> int:
+        """What a user has waiting."""
+        return self._queued_bytes_of.get(uid, 0)
+
+    def configure(self, bounds: Bounds) -> None:
         """Other bounds from now on."""
-        self._queue_bytes, self.wal_bytes = queue_bytes, wal_bytes
+        self._bounds = bounds
         self._room.set()
         self._room = trio.Event()
 
-    async def wait_room(self) -> None:
-        """Return when the queue is below its bound: whoever reads requests waits here first."""
-        while self._queued_bytes >= self._queue_bytes:
+    async def wait_room(self, uid: int | None = None) -> None:
+        """Return when the queue is below its bound, and the user below its own: whoever reads requests waits here first."""
+        while self._queued_bytes >= self._bounds.queue_bytes or (
+            uid is not None and self._queued_bytes_of.get(uid, 0) >= self._bounds.queue_bytes_per_user
+        ):
             await self._room.wait()
 
     async def run(self) -> None:
@@ -182,11 +214,7 @@ class Committer:
     def _take(self) -> list[Waiting]:
         """The requests of the next batch, at one moment that never lies before the last one's."""
         self._last_now_us = max(now_us(), self._last_now_us)
-        taken: list[Waiting] = []
-        room = MAX_BATCH_BYTES
-        while self._queue and len(taken) < MAX_BATCH and (not taken or self._queue[0][2] <= room):
-            taken.append(self._queue.popleft())
-            room -= taken[-1][2]
+        taken = self._queue.take(MAX_BATCH, MAX_BATCH_BYTES)
         self._queued_writes -= sum(_is_write(request) for request, _, _ in taken)
         return taken
 
@@ -198,8 +226,8 @@ class Committer:
             self._last_served = writes
             self.commits += 1
             self.latencies_us.append(int(self._last_commit_s * 1_000_000))
-        for (_, slot, size), outcome in zip(taken, batch.outcomes, strict=True):
-            self._queued_bytes -= size
+        for (request, slot, size), outcome in zip(taken, batch.outcomes, strict=True):
+            self._forget_bytes(_user_of(request), size)
             slot.settle(_isolate(outcome) if isinstance(outcome, Failed) else outcome)
         for slot in {id(slot): slot for _, slot, _ in taken}.values():
             slot.flush()
@@ -210,6 +238,12 @@ class Committer:
             self._beat()
         if self._log is not None and self._log.wal_bytes >= CHECKPOINT_BYTES:
             self._checkpoint(truncate=self._log.wal_bytes >= TRUNCATE_BYTES)
+
+    def _forget_bytes(self, uid: int | None, size: int) -> None:
+        self._queued_bytes -= size
+        self._queued_bytes_of[uid] -= size
+        if not self._queued_bytes_of[uid]:
+            del self._queued_bytes_of[uid]
 
     async def _wait(self, writes: int, at_most_s: float) -> None:
         """Return when something waits, and so many writes, or the time has passed."""
@@ -223,8 +257,13 @@ class Committer:
         if self._log is not None and self._log.wal_bytes:
             self._instance.check_inodes()
             self._log.checkpoint(truncate=truncate)
-            if self._log.wal_bytes > self.wal_bytes:
+            if self._log.wal_bytes > self._bounds.wal_bytes:
                 self.on_long_wal()
+
+
+def _user_of(request: Request) -> int | None:
+    """Whose the request is; None when it is about no user's runs."""
+    return None if isinstance(request, Clear) else request.uid
 
 
 def _is_write(request: Request) -> bool:

@@ -19,7 +19,7 @@ import trio
 from runhistd.store.database import DamagedDatabase
 
 from .accept import accept_all
-from .commit import Committer
+from .commit import Bounds, Committer
 from .follow import Tail
 from .handlers import Service, status_of
 from .instance import Instance, inode_at, is_held
@@ -88,10 +88,10 @@ def make_service(
     def beat() -> None:
         notifier.beat(status_of(service))
 
-    bounds, space = (config.queue_bytes // 2, config.wal_bytes), Space(instance.state_dir)
-    committer = Committer(None, instance, space, *bounds, lambda batch: None, notifier.beat_s, beat)
+    space = Space(instance.state_dir)
+    committer = Committer(None, instance, space, Bounds.of(config), lambda batch: None, notifier.beat_s, beat)
     liveness = Liveness(grace_s=config.disconnect_grace_s, max_pidfds=descriptors_to_spare(config.connections))
     service = Service(instance, reload, "", committer, Tail(0), liveness, doors.serves_all)
     service.state, service.damage = "damaged", damage
-    reload.applied = lambda config: committer.configure(config.queue_bytes // 2, config.wal_bytes)
+    reload.applied = lambda config: committer.configure(Bounds.of(config))
     return service

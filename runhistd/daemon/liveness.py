@@ -91,6 +91,8 @@ class _Held:
 class _Verdicts:
     """The committer's answers to the verdicts on one process."""
 
+    connection = None
+
     def __init__(self, count: int) -> None:
         self._missing = count
         self.refusal: Refusal | None = None

@@ -20,7 +20,7 @@ from runhistd.store.log import Batch, EventLog
 
 from . import watching
 from .accept import accept_all
-from .commit import Committer, now_us
+from .commit import Bounds, Committer, now_us
 from .damage import answer_damaged, damage_in
 from .follow import Tail
 from .handlers import Service, status_of
@@ -112,13 +112,12 @@ def assemble(
         notifier.beat(status_of(service))
 
     def on_reload(config: Config) -> None:
-        committer.configure(config.queue_bytes // 2, config.wal_bytes)
+        committer.configure(Bounds.of(config))
         service.budget.limit_bytes = config.queue_bytes // 2
         liveness.configure(grace_s=config.disconnect_grace_s, max_pidfds=descriptors_to_spare(config.connections))
         service.collector.reschedule()
 
-    bounds = (config.queue_bytes // 2, config.wal_bytes)
-    committer = Committer(log, instance, space, *bounds, on_commit, notifier.beat_s, on_beat)
+    committer = Committer(log, instance, space, Bounds.of(config), on_commit, notifier.beat_s, on_beat)
     service = Service(instance, reload, instance_id, committer, tail, liveness, doors.serves_all)
     reload.applied = on_reload
     space.on_full = service.collector.reschedule

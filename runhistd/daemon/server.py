@@ -281,7 +281,7 @@ class Connection:
     async def _wait_room(self) -> None:
         """Return when there is room for what a read may bring."""
         await self.sent(MAX_UNSENT_BYTES)
-        await self._service.committer.wait_room()
+        await self._service.committer.wait_room(self.peer.uid)
 
     async def _receive_some(self) -> bytes:
         """The next bytes. Not by the stream, which has them for a moment when neither the socket nor we do."""

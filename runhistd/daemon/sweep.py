@@ -26,6 +26,8 @@ RETRY_S = 60.0  # after a refusal, which only a full disk brings about
 class Asked:
     """The place of an outcome that a task waits for."""
 
+    connection = None
+
     def __init__(self) -> None:
         self.outcome: Outcome | None = None
         self.settled = trio.Event()

@@ -14,7 +14,7 @@ import pytest
 import trio
 import trio.testing
 
-from runhistd.daemon.commit import Committer
+from runhistd.daemon.commit import Bounds, Committer
 from runhistd.daemon.instance import Instance
 from runhistd.daemon.notify import BEAT_S, Looker, Notifier
 from runhistd.daemon.space import Space
@@ -184,7 +184,8 @@ async def test_an_idle_committer_beats_after_a_select_and_only_then(
     with Instance.take(tmp_path / "state") as instance:
         log = EventLog.open(instance.database)
         beat = lambda: beats.append(trio.current_time())  # noqa: E731
-        committer = Committer(log, instance, Space(instance.state_dir), 1 << 20, 1 << 30, lambda _: None, 10.0, beat)
+        bounds = Bounds(1 << 20, 1 << 20, 1 << 30)
+        committer = Committer(log, instance, Space(instance.state_dir), bounds, lambda _: None, 10.0, beat)
         with pytest.raises(ExceptionGroup) as ended:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(committer.run)
