@@ -9,7 +9,7 @@ import pytest
 import trio
 import trio.testing
 
-from runhistd.daemon.commit import Committer, Outcome
+from runhistd.daemon.commit import Bounds, Committer, Outcome
 from runhistd.daemon.instance import Instance
 from runhistd.daemon.space import Space
 from runhistd.model.publish import Publish
@@ -23,6 +23,8 @@ SLOW_S = 10.0
 
 class Asked:
     """Notes when an outcome came."""
+
+    connection = None
 
     def __init__(self) -> None:
         self.outcome: Outcome | None = None
@@ -42,7 +44,8 @@ def committer(tmp_path: Path) -> Iterator[Committer]:
     """One with a log of its own."""
     with Instance.take(tmp_path / "state") as instance:
         log = EventLog.open(instance.database)
-        yield Committer(log, instance, Space(instance.state_dir), 1_000_000, 1 << 30, lambda batch: None)
+        bounds = Bounds(1_000_000, 1_000_000, 1 << 30)
+        yield Committer(log, instance, Space(instance.state_dir), bounds, lambda batch: None)
         log.close()
 
 
