@@ -295,3 +295,42 @@ def test_the_units_of_a_package_are_refused(box: Box) -> None:
     assert ended.returncode == 1
     assert "/lib/systemd/system/runhistd.service already" in ended.stderr
     assert box.run(f"ls {' '.join(UNITS)}", check=False).returncode != 0
+
+
+def test_three_users_of_one_machine_see_their_own_runs_only(box: Box) -> None:
+    start_service(box)
+    users = ("ann", "ben", "eve")
+    box.run("groupadd watchers; " + "; ".join(f"useradd --create-home {user}" for user in users))
+    box.run("usermod --append --groups watchers eve")
+    box.write(CONFIG, '[daemon]\nadmin_group = "watchers"\n')
+    runs = {}
+    for user in users:
+        box.run(f"runhist exec --require --title of-{user} -- true", user)
+        (line,) = map(json.loads, box.run("runhist list --json", user).stdout.splitlines())
+        assert line["title"] == f"of-{user}"
+        runs[user] = line["run_id"]
+    assert box.run(f"runhist show {runs['ann']}", "ben", check=False).returncode == 3  # no such run
+    assert "was not there" in box.run(f"runhist rm --yes {runs['ann']}", "ben").stdout
+    for who in ("eve", None):
+        seen = box.run("runhist list --all-users --json", who).stdout.splitlines()
+        assert {json.loads(line)["title"] for line in seen} == {f"of-{user}" for user in users}
+    assert box.run("runhist list --all-users", "ben", check=False).returncode == 4  # refused
+
+
+def test_in_the_sandbox_a_script_of_another_user_owns_its_run_and_is_found_dead(box: Box, wait_until: Wait) -> None:
+    start_service(box)
+    box.run("useradd --create-home ann")
+    script = 'eval "$(runhist begin --owner-pid $$ --title script)"; echo $$; exec sleep 1000'
+    shell = box.start(script, "ann")
+    assert shell.stdout is not None
+    pid = int(shell.stdout.readline())
+
+    def status_of_it() -> str:
+        return str(json.loads(box.run("runhist list --json", "ann").stdout)["status"])
+
+    assert status_of_it() in ("pending", "running")
+    box.run(f"kill -9 {main_pid(box)}")
+    assert status_of_it() in ("pending", "running")
+    box.run(f"kill -9 {pid}")
+    shell.communicate()
+    wait_until(lambda: status_of_it() == "incomplete", "it is found dead")
