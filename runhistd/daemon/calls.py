@@ -232,7 +232,8 @@ def _check_event(event: Event, i: int, event_bytes: int) -> Event:
         if data != b"null":
             raise InvalidParameter(f"events[{i}].data")
         return msgspec.structs.replace(event, data=EMPTY)
-    _check_json(data, f"events[{i}].data")
+    if not json_text.is_sound(data):
+        raise InvalidParameter(f"events[{i}].data")
     return msgspec.structs.replace(event, data=Raw(data))  # a view would keep the whole frame in memory
 
 

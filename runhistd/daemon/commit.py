@@ -187,7 +187,8 @@ class Committer:
             if self._queued_writes and self._last_served > 1 and self._last_commit_s >= SLOW_COMMIT_S:
                 await self._wait(self._last_served, self._last_commit_s / 2)
             self.commit_queued()
-            await trio.lowlevel.checkpoint()
+            if self._queue:  # otherwise we wait, and the others run
+                await trio.lowlevel.checkpoint()
 
     async def _idle(self) -> None:
         """Return when a request waits; until then look now and then whether the history still answers."""
@@ -248,6 +249,8 @@ class Committer:
     async def _wait(self, writes: int, at_most_s: float) -> None:
         """Return when something waits, and so many writes, or the time has passed."""
         self._wanted_writes = writes
+        if self._queue and self._queued_writes >= writes:
+            return
         with trio.move_on_after(at_most_s):
             while not self._queue or self._queued_writes < writes:
                 self._arrived = trio.Event()

@@ -44,7 +44,8 @@ def is_sound(text: bytes) -> bool:
             return False
         if maybe_long and not all(math.isfinite(float(number[0])) for number in _LONG_NUMBER.finditer(bare)):
             return False
-    return not any(exponent in zeros for exponent in _LARGE_EXPONENTS) or _decodes(text)
+    plain, signed = _LARGE_EXPONENTS
+    return (plain not in zeros and signed not in zeros) or _decodes(text)
 
 
 def _decodes(text: bytes) -> bool:

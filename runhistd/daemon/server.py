@@ -130,6 +130,7 @@ class Connection:
         self._peer_died = False
         self._ended = False
         self._waits_for_bytes = False
+        self._waited = False  # for the bytes that were read last
         self._received_bytes = 0
         self._is_taking = False  # what was received is not all carried out or queued yet
         self._heard = trio.Event()  # something was received, or is waited for
@@ -231,6 +232,8 @@ class Connection:
 
     def flush(self) -> None:
         """Send the replies that are ready, all in one call of the kernel, without waiting."""
+        if not self._unsent and not (self._replies and self._replies[0].frame is not None):
+            return
         while self._replies and self._replies[0].frame is not None:
             frame = self._replies.popleft().frame or b""
             if not self._broken:
@@ -285,7 +288,9 @@ class Connection:
 
     async def _receive_some(self) -> bytes:
         """The next bytes. Not by the stream, which has them for a moment when neither the socket nor we do."""
-        await trio.lowlevel.checkpoint()
+        if not self._waited:  # or a peer that always has more would let nobody else run
+            await trio.lowlevel.checkpoint()
+        self._waited = False
         descriptor = self.stream.socket.fileno()
         while True:
             try:
@@ -295,6 +300,7 @@ class Connection:
                 self._note_heard()
                 await trio.lowlevel.wait_readable(descriptor)
                 self._waits_for_bytes = False
+                self._waited = True
             else:
                 self._received_bytes += len(received)
                 self._note_heard()

@@ -13,6 +13,8 @@ MIN_ENDING = 6  # characters of a shortened id: long enough to stay unique for a
 
 def check_name(parameter: str, value: str) -> str:
     """`value` if it is 1 to 255 bytes of UTF-8 without control characters; otherwise InvalidParameter."""
+    if value.isascii() and value.isprintable() and 1 <= len(value) <= MAX_NAME_BYTES:
+        return value
     if not value.isascii() or not value.isprintable():
         if any(unicodedata.category(char) in ("Cc", "Cs") for char in value):
             raise InvalidParameter(parameter)

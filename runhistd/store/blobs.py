@@ -60,8 +60,10 @@ def check_uses(connection: apsw.Connection, uid: int, accepted: Sequence[Accepte
                 raise NoSuchBlob(sha256)
 
 
-def used_by(accepted: Accepted) -> list[str]:
+def used_by(accepted: Accepted) -> Sequence[str]:
     """The content that an event uses: as an artifact, and as its data."""
+    if accepted.payload is None and accepted.event.data_blob is None:
+        return ()  # nearly always, and this is asked for each event
     artifact = accepted.payload.blob if isinstance(accepted.payload, Artifact) else None
     data = accepted.event.data_blob
     return [sha256 for sha256 in (artifact, None if data is None else data.sha256) if sha256 is not None]

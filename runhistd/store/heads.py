@@ -40,8 +40,8 @@ class CachedRun:
         self.lease = lease
         self.head = head
         self.evidence: str | None = None  # of this batch, not yet in the table
-        self.writers: dict[UUID, int] = {}
-        self.touched_writers: set[UUID] = set()
+        self.writers: dict[int, int] = {}  # by the UUID's int, because UUIDs hash and compare in Python
+        self.touched_writers: set[int] = set()
         self.new_keys: dict[str, StoredKey] = {}  # of this batch, not yet in the table
         self.is_new = False
         self.lease_changed = False
@@ -165,12 +165,12 @@ class Heads:
 
     def last_n(self, run: CachedRun, writer: UUID) -> int:
         """How many events of the writer the run has."""
-        known = run.writers.get(writer)
+        known = run.writers.get(writer.int)
         if known is None:
             row = None
             if not run.is_new:
                 row = self._connection.execute(sql.LOAD_WRITER, (run.number, writer.bytes)).fetchone()
-            known = run.writers[writer] = row[0] if row else 0
+            known = run.writers[writer.int] = row[0] if row else 0
         return known
 
     def prepare(self, run: CachedRun, events: Iterable[Event]) -> None:
@@ -209,7 +209,7 @@ class Heads:
                 keys = [(run.number, key, stored.seq) for key, stored in run.new_keys.items()]
                 self._connection.executemany(sql.INSERT_KEY, keys)
             for writer in run.touched_writers:
-                execute(sql.SAVE_WRITER, (run.number, writer.bytes, run.writers[writer]))
+                execute(sql.SAVE_WRITER, (run.number, UUID(int=writer).bytes, run.writers[writer]))
             self._save_parts(run.number, head)
         for team in self._touched_teams:
             execute(sql.SAVE_TEAM, (*team, self._teams[team]))

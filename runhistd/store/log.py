@@ -368,9 +368,9 @@ class EventLog:
         """Keep the writer's last n, also where its events were duplicates by key. `last_n` is what it was before."""
         if writer is None or first_n is None or not events or first_n > last_n + 1:
             return
-        if first_n + events - 1 > run.writers[writer]:
-            run.writers[writer] = first_n + events - 1
-            run.touched_writers.add(writer)
+        if first_n + events - 1 > run.writers[writer.int]:
+            run.writers[writer.int] = first_n + events - 1
+            run.touched_writers.add(writer.int)
             self.heads.touch(run)
 
     def _store(self, run: CachedRun, accepted: Accepted, writer: UUID | None, now_us: int) -> None:

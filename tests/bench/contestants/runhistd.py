@@ -26,11 +26,17 @@ def missing() -> str | None:
 
 def settings(directory: Path, env: Mapping[str, str]) -> dict[str, str]:
     """The environment in which daemon and clients meet in that directory."""
-    return {**env, "RUNHIST_STATE_DIR": str(directory), "RUNHIST_CONFIG": str(directory / "config.toml")}
+    return {**env, "RUNHIST_STATE_DIR": str(directory), "RUNHIST_CONFIG": str(config_file(directory))}
+
+
+def config_file(directory: Path) -> Path:
+    """Where the daemon's settings are: not beside the database, or who watches them would be woken by each write."""
+    return directory / "config" / "config.toml"
 
 
 def start(directory: Path, env: Mapping[str, str]) -> Child:
     """`runhistd serve`, with its defaults."""
+    config_file(directory).parent.mkdir(exist_ok=True)
     command = [sys.executable, "-m", "runhistd", "serve"]
     server = Child(command, settings(directory, env), directory / "log")
     server.wait_until(lambda: _answers(directory))
