@@ -21,7 +21,6 @@ KEPT = 10
 WARM_S = 1.0
 LOOK_S = 0.05
 STILL_S = 0.5  # that nothing more was freed
-SETTINGS = '[retention]\nmax_age_days = "off"\nmax_runs_per_agent = {}\n'
 
 
 def run(place: Place, runs: int, run_events: int = 10, calm_s: float = 4.0) -> dict[str, float]:
@@ -29,8 +28,6 @@ def run(place: Place, runs: int, run_events: int = 10, calm_s: float = 4.0) -> d
 
     def prepare(directory: Path) -> None:
         fill(directory, Filling(runs + KEPT, run_events))
-        runhistd.config_file(directory).parent.mkdir()
-        runhistd.config_file(directory).write_text(SETTINGS.format('"off"'))
 
     with started("runhistd", place, prepare) as arena:
         command = [sys.executable, "-m", "tests.bench.forgetting", str(arena.directory)]
@@ -58,7 +55,7 @@ def _remove(directory: Path, runs: int) -> tuple[float, float]:
     """Have retention remove so many runs; when that began, and when nothing of them was left to be cleared away."""
     with closing(runhistd.History(directory)) as history:
         begun_s = changed_s = time.monotonic()
-        runhistd.config_file(directory).write_text(SETTINGS.format(KEPT))
+        runhistd.configure(directory, runhistd.RETENTION.format(KEPT))
         removed = freed = -1
         while removed < runs or time.monotonic() < changed_s + STILL_S:
             retention = history.call("GetStatus")["retention"]

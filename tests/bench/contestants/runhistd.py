@@ -17,6 +17,7 @@ TITLE = "runhistd"
 WORKLOADS = frozenset({"one", "flight", "request"})
 WITHIN_ONE = False
 INTERFACE = "dev.runhist.History"
+RETENTION = '[retention]\nmax_age_days = "off"\nmax_bytes = "off"\nmax_runs_per_agent = {}\n'
 
 
 def missing() -> str | None:
@@ -34,9 +35,15 @@ def config_file(directory: Path) -> Path:
     return directory / "config" / "config.toml"
 
 
-def start(directory: Path, env: Mapping[str, str]) -> Child:
-    """`runhistd serve`, with its defaults."""
+def configure(directory: Path, settings: str) -> None:
+    """Write the settings of the daemon in that directory."""
     config_file(directory).parent.mkdir(exist_ok=True)
+    config_file(directory).write_text(settings)
+
+
+def start(directory: Path, env: Mapping[str, str]) -> Child:
+    """`runhistd serve`, with its defaults but for retention, which would remove what was put there to be measured."""
+    configure(directory, RETENTION.format('"off"'))
     command = [sys.executable, "-m", "runhistd", "serve"]
     server = Child(command, settings(directory, env), directory / "log")
     server.wait_until(lambda: _answers(directory))
