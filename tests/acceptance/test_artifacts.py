@@ -160,6 +160,22 @@ def test_deleting_the_last_run_that_uses_it_deletes_the_content(made: Made, wait
     assert made.connection.call("GetStatus", {})["blobs"] == 0
 
 
+def test_deleting_a_run_deletes_nothing_outside(made: Made, tmp_path: Path, wait_until: Wait) -> None:
+    own = tmp_path / "root" / "own"
+    own.mkdir(parents=True)
+    (own / "report.txt").write_text("by reference")
+    epoch = made.begin("r", root=str(tmp_path / "root"), dir="own")
+    made.record("r", epoch, "a", path="own/report.txt")
+    made.record("r", epoch, "b", path="/etc/passwd", blob=made.put(b"kept"))
+    made.end("r", epoch)
+    make_old(made)
+    outside = sorted(path for path in tmp_path.rglob("*") if made.daemon.state_dir not in (path, *path.parents))
+    made.connection.call("DeleteRun", {"run_id": "r"})
+    wait_until(lambda: made.files() == [], "its own content is gone")
+    assert sorted(path for path in tmp_path.rglob("*") if made.daemon.state_dir not in (path, *path.parents)) == outside
+    assert (own / "report.txt").read_text() == "by reference"
+
+
 def test_what_a_crash_left_of_an_upload_is_removed_at_the_next_start(made: Made, wait_until: Wait) -> None:
     made.chunk(UPLOAD, 0, b"x" * 1000)
     assert len(made.files()) == 1

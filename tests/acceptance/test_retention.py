@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sqlite3
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -153,6 +154,18 @@ def test_a_run_goes_by_its_age_and_followers_hear_why(daemon: Daemon, wait_until
         ("old", "max_age_days")
     ]
     runs.connection.close()
+
+
+def test_the_age_of_a_run_counts_from_when_its_end_was_received(daemon: Daemon, wait_until: Wait) -> None:
+    with started(daemon, "") as runs:
+        wait_until(lambda: runs.status()["last_us"], "the pass of the start is over")
+        long_ago_us = time.time_ns() // 1000 - 100 * DAY_US
+        asked = {"run": {"run_id": "long", "time_us": long_ago_us}, "lease_key": "00000000-0000-4000-8000-000000000001"}
+        epoch = runs.connection.call("BeginRun", asked)["epoch"]
+        end = {"type": "run.completed", "key": "end", "time_us": long_ago_us}
+        runs.connection.call("Append", {"run_id": "long", "epoch": epoch, "events": [end]})
+        assert runs.gc() == []
+        assert runs.ids() == {"long"}
 
 
 def test_nothing_goes_by_its_age_when_the_clock_was_set_while_the_daemon_was_away(daemon: Daemon, wait_until: Wait) -> None:

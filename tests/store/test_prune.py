@@ -9,8 +9,8 @@ import apsw
 import pytest
 
 from runhistd.model.errors import NoSuchRun, RunDeleted, RunLive, StaleEpoch
-from runhistd.model.events import Usage
-from runhistd.model.removal import Clear, Delete, Pin
+from runhistd.model.events import STATUSES, Usage
+from runhistd.model.removal import Clear, Delete, Pin, check_deletable
 from runhistd.model.views import EventFilter, Gap, RunFilter
 from runhistd.store import prune, reader
 from runhistd.store.database import open_reader
@@ -120,6 +120,15 @@ def test_a_live_run_is_not_deleted(history: History, status: str) -> None:
     assert isinstance(refusal, RunLive)
     assert refusal.parameters == {"status": status}
     assert history.differences() == []
+
+
+@pytest.mark.parametrize("status", STATUSES)
+def test_only_what_is_closed_or_incomplete_may_be_deleted(status: str) -> None:
+    if status in ("pending", "running", "paused"):
+        with pytest.raises(RunLive):
+            check_deletable(status)
+    else:
+        check_deletable(status)
 
 
 def test_deleting_again_or_what_never_was_does_nothing(history: History) -> None:
