@@ -33,7 +33,17 @@ class Link(Pump):
         self._congested = False  # the window was full for as long as an event may wait
 
     def wait(self, done: Callable[[], bool], seconds: float, *, patient: bool = False) -> bool:
-        """Pump until `done()`, at most `seconds`; less after a wait that ran out, unless `patient`. False: not done."""
+        """Pump until `done()`, at most `seconds`; less after a wait that ran out, unless `patient`. False: not done.
+
+        What is left of the time may go on what earlier processes left in the spool.
+        """
+        end = time.monotonic() + seconds
+        is_done = self._wait(done, seconds, patient=patient)
+        if is_done and not self.forked:
+            self.bring(end - time.monotonic())
+        return is_done
+
+    def _wait(self, done: Callable[[], bool], seconds: float, *, patient: bool) -> bool:
         with self.lock:
             if self._gave_up and not patient:
                 seconds = min(seconds, IMPATIENT_S)

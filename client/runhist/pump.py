@@ -27,6 +27,7 @@ from pathlib import Path
 from select import POLLIN, POLLOUT
 from typing import Deque, Dict, Optional, Tuple
 
+from .bringing import bring, is_needed
 from .connection import Connection, Unreachable
 from .large import SENT_WHOLE_BYTES
 from .outbox import Flight, Outbox
@@ -69,6 +70,7 @@ class Pump:
         self._is_silent = False  # SILENCE_S have passed since, and nothing has come
         self._gave_up = False
         self._shows = False  # the daemon that is connected takes what is only to be shown
+        self._may_bring = False  # a daemon that does not empty our spool has answered, and was brought nothing yet
         _links.add(self)
 
     def has_room(self, size: int) -> bool:
@@ -168,6 +170,12 @@ class Pump:
             return self._connection.fileno(), events, self._silence_in_s()
         return None, 0, max(0.0, self._retry_at - time.monotonic()) if self._outboxes else None
 
+    def bring(self, seconds: float) -> None:
+        """Bring what earlier processes left in the spool, once a connection, where the daemon cannot. Without the lock."""
+        spool, may_bring, self._may_bring = self._spool, self._may_bring, False
+        if may_bring and spool is not None and spool.instance_id is not None:
+            bring(spool.directory, self.choice, spool.instance_id, seconds)
+
     @property
     def socket_path(self) -> Optional[Path]:
         """The socket that answered; None while there is no connection."""
@@ -222,6 +230,7 @@ class Pump:
                     self._shows = "publish" in reply.parameters.get("features", ())
                     if self._spool is not None:
                         self._spool.instance_id = reply.parameters["instance_id"]
+                        self._may_bring = is_needed(connection.socket_path)
                     continue
                 flight.outbox.arrive(flight, reply.parameters)
             except (KeyError, TypeError) as error:
