@@ -30,6 +30,8 @@ from .events import (
     Usage,
 )
 
+SHOWN_CHARS = 4000
+"""Of a title, an error and the like in what a run amounts to; its events keep them whole. Lists of runs hold a thousand."""
 Amounts = tuple[int, int, int, int, int, int]
 ZERO: Amounts = (0, 0, 0, 0, 0, 0)
 UsageKey = tuple[str, int, str, str]
@@ -163,12 +165,16 @@ def fold(head: Head, event: Applied) -> None:
         _add_usage(head, event, event.usage)
 
 
+def _shown(text: str | None) -> str | None:
+    return text if text is None or len(text) <= SHOWN_CHARS else text[: SHOWN_CHARS - 1] + "…"
+
+
 def _run_started(head: Head, event: Applied) -> None:
     spec = cast(RunSpec, event.payload)
     head.status = "running"
     head.workflow, head.agent_id = spec.workflow, spec.agent_id
     head.team_id, head.team_run_id, head.team_epoch = spec.team_id, spec.team_run_id, spec.team_epoch
-    head.parent_run_id, head.title = spec.parent_run_id, spec.title
+    head.parent_run_id, head.title = spec.parent_run_id, _shown(spec.title)
     head.epoch = event.epoch
     head.started_us, head.created_us = event.at_us, event.received_us
     for name in ("definition", "metadata"):
@@ -180,9 +186,9 @@ def _run_started(head: Head, event: Applied) -> None:
 def _run_updated(head: Head, event: Applied) -> None:
     patch = cast(Updated, event.payload)
     if patch.title is not UNSET:
-        head.title = patch.title
+        head.title = _shown(patch.title)
     if patch.current_step is not UNSET:
-        head.current_step = patch.current_step
+        head.current_step = _shown(patch.current_step)
     for name in ("metadata", "state", "output"):
         value = getattr(patch, name)
         if value is not UNSET:
@@ -192,7 +198,7 @@ def _run_updated(head: Head, event: Applied) -> None:
 def _run_paused(head: Head, event: Applied) -> None:
     gate = cast(Paused, event.payload)
     head.status = "paused"
-    head.gate_seq, head.gate_name, head.gate_prompt = event.seq, gate.name, gate.prompt
+    head.gate_seq, head.gate_name, head.gate_prompt = event.seq, _shown(gate.name), _shown(gate.prompt)
     head.gate_answer_seq = None
 
 
@@ -217,7 +223,7 @@ def _run_incomplete(head: Head, event: Applied) -> None:
 def _run_ended(head: Head, event: Applied) -> None:
     end = cast(Ended, event.payload)
     head.status = TERMINAL_STATUS[event.kind]
-    head.error = None if event.kind == "run.completed" else end.error or end.reason
+    head.error = None if event.kind == "run.completed" else _shown(end.error or end.reason)
     head.ended_us, head.closed_us = event.at_us, event.received_us
     if end.output is not None:
         _set_document(head, "output", end.output)
@@ -257,7 +263,7 @@ def _step_ended(head: Head, event: Applied) -> None:
     if step.status != "running":
         return  # the first end stands
     step.status, step.ended_us = STEP_ENDS[event.kind], event.at_us
-    step.error = None if event.kind == "step.completed" else end.error or end.reason
+    step.error = None if event.kind == "step.completed" else _shown(end.error or end.reason)
     head.touched_steps.add((step_id, attempt))
 
 

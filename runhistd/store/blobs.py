@@ -19,6 +19,7 @@ from ..model.errors import NoSuchArtifact, NoSuchBlob, NoSuchRun
 from ..model.views import ArtifactRow
 from . import sql
 from .heads import CachedRun
+from .paging import page_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -131,8 +132,9 @@ def artifacts(
             raise NoSuchArtifact(run_id, name)
         return [ArtifactRow(*row)], None
     wanted = {"run": run, "after_seq": after_seq, "limit": limit + 1}
-    rows = [ArtifactRow(*row) for row in connection.execute(sql.ARTIFACTS, wanted)]
-    return rows[:limit], rows[limit - 1].seq if len(rows) > limit else None
+    rows, more = page_of(connection.execute(sql.ARTIFACTS, wanted).fetchall(), limit)
+    found = [ArtifactRow(*row) for row in rows]
+    return found, found[-1].seq if more else None
 
 
 def totals(connection: apsw.Connection) -> tuple[int, int]:

@@ -15,6 +15,7 @@ import apsw
 import msgspec
 
 from ..model.decide import StoredKey
+from ..model.errors import TooLarge
 from ..model.events import Event
 from ..model.holder import Holder
 from ..model.lease import Lease
@@ -24,6 +25,7 @@ from . import sql
 MAX_RUNS = 1000
 MAX_STEPS = 1000  # step ids (or marks) of a run that are kept beyond a batch; more are read again when needed
 MAX_WRITERS = 100
+MAX_DOCUMENT_BYTES = 3 * 1024 * 1024  # of what patches amount to; a run's four fit one reply of GetRun
 
 Name = tuple[int, str, str]
 """uid, namespace, run_id."""
@@ -43,6 +45,7 @@ class CachedRun:
         self.writers: dict[int, int] = {}  # by the UUID's int, because UUIDs hash and compare in Python
         self.touched_writers: set[int] = set()
         self.new_keys: dict[str, StoredKey] = {}  # of this batch, not yet in the table
+        self.has_documents = False  # in the head, as the next patch needs them
         self.is_new = False
         self.lease_changed = False
         self.whole = False
@@ -109,7 +112,7 @@ class Heads:
 
     def add(self, run: CachedRun) -> None:
         """Take in a run that begins in this batch."""
-        run.is_new = run.whole = True
+        run.is_new = run.whole = run.has_documents = True
         self._runs[run.name] = run
         self.touch(run)
 
@@ -156,8 +159,6 @@ class Heads:
             return None
         run = run_from_row(row)
         run.saved_status = run.status_columns()
-        for document_name, document in self._connection.execute(sql.LOAD_DOCUMENTS, (run.number,)):
-            run.head.documents[document_name] = msgspec.json.decode(document)
         self._take_steps(run, self._connection.execute(sql.LOAD_OPEN_STEPS, (run.number,)))
         run.lease.holders = {Holder(*row) for row in self._connection.execute(sql.LOAD_HOLDERS, (run.number,))}
         self._runs[name] = run
@@ -174,7 +175,10 @@ class Heads:
         return known
 
     def prepare(self, run: CachedRun, events: Iterable[Event]) -> None:
-        """Load the steps and marks that these events touch."""
+        """Load the documents, steps and marks that these events touch."""
+        events = list(events)
+        if not run.has_documents and any((event.kind or event.type) == "run.updated" for event in events):
+            self._take_documents(run)
         if run.whole:
             return
         head = run.head
@@ -232,7 +236,10 @@ class Heads:
             executemany(sql.SAVE_MARK, [(number, scope, *head.marks[scope]) for scope in head.touched_marks])
         for name in head.touched_documents:
             if name in head.documents:
-                execute(sql.SAVE_DOCUMENT, (number, name, encode(head.documents[name]).decode()))
+                document = encode(head.documents[name])
+                if len(document) > MAX_DOCUMENT_BYTES:
+                    raise TooLarge(f"data.{name}", MAX_DOCUMENT_BYTES)
+                execute(sql.SAVE_DOCUMENT, (number, name, document.decode()))
             else:
                 execute(sql.DELETE_DOCUMENT, (number, name))
 
@@ -245,7 +252,8 @@ class Heads:
             run.touched_writers.clear()
             run.new_keys = {}
             run.head.forget_touched()
-            run.head.documents.pop("definition", None)  # the fold never looks at it again
+            run.head.documents = {}  # a thousand runs may have large ones; few are patched again soon
+            run.has_documents = False
             _shrink(run)
         self._touched.clear()
         self._touched_teams.clear()
@@ -253,6 +261,13 @@ class Heads:
             self._teams.clear()
         while len(self._runs) > MAX_RUNS:
             self._runs.popitem(last=False)
+
+    def _take_documents(self, run: CachedRun) -> None:
+        head = run.head
+        for name, document in self._connection.execute(sql.LOAD_DOCUMENTS, (run.number,)):
+            if name not in head.touched_documents:
+                head.documents[name] = msgspec.json.decode(document)
+        run.has_documents = True
 
     def _take_steps(self, run: CachedRun, rows: Iterable[tuple[object, ...]]) -> None:
         for row in rows:

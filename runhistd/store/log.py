@@ -165,7 +165,7 @@ class EventLog:
         except Exception as error:  # noqa: BLE001 - the fault is handed on, to the one request that causes it
             self._roll_back()
             if len(batch) == 1:
-                return Batch([Failed(error)])
+                return Batch([error if isinstance(error, Refusal) else Failed(error)])
         merged = Batch([])
         for request in batch:
             merged.add(self.apply([request], now_us))

@@ -37,6 +37,7 @@ from . import sql
 from .blobs import from_columns
 from .database import open_reader
 from .heads import CachedRun, Name, run_from_row
+from .paging import page_of
 
 NEWEST = 2**63 - 1
 SCAN_POSITIONS = 50_000  # of the log in one read transaction, however few of its events match
@@ -153,10 +154,9 @@ def _list(
         "since_us": filter.since_us,
         "limit": limit + 1,
     }
-    rows = _listed_rows(connection, filter, wanted)
-    runs = [run_from_row(row) for row in rows[:limit]]
-    more = len(rows) > limit and filter.name is None
-    return runs, str(runs[-1].number) if more else None
+    rows, more = page_of(_listed_rows(connection, filter, wanted), limit)
+    runs = [run_from_row(row) for row in rows]
+    return runs, str(runs[-1].number) if more and filter.name is None else None
 
 
 def _evidence(connection: apsw.Connection, run: int) -> Raw | None:
@@ -170,9 +170,9 @@ def get_steps(
     """One page of a run's step attempts, in the order in which they began. Raises NoSuchRun."""
     with snapshot(connection):
         run = _run_number(connection, (uid, namespace, run_id))
-        rows = _fetch(connection, sql.STEPS, (run, int(page or 0), limit + 1))
-    steps = [Step(*row) for row in rows[:limit]]
-    return steps, str(steps[-1].first_seq) if len(rows) > limit else None
+        rows, more = page_of(_fetch(connection, sql.STEPS, (run, int(page or 0), limit + 1)), limit)
+    steps = [Step(*row) for row in rows]
+    return steps, str(steps[-1].first_seq) if more else None
 
 
 def get_usage(
@@ -183,12 +183,12 @@ def get_usage(
     with snapshot(connection):
         run = _run_number(connection, (uid, namespace, run_id))
         (totals,) = connection.execute(sql.USAGE_TOTALS, (run,))
-        rows = _fetch(connection, sql.USAGE, (run, *after, limit + 1))
+        rows, more = page_of(_fetch(connection, sql.USAGE, (run, *after, limit + 1)), limit)
     found = [
         UsageRow(step_id or None, attempt or None, provider or None, model or None, UsageTotals(*figures))
-        for step_id, attempt, provider, model, *figures in rows[:limit]
+        for step_id, attempt, provider, model, *figures in rows
     ]
-    return UsageTotals.of(totals), found, _encode(rows[limit - 1][:4]).decode() if len(rows) > limit else None
+    return UsageTotals.of(totals), found, _encode(rows[-1][:4]).decode() if more else None
 
 
 def get_events(
