@@ -242,7 +242,10 @@ def test_only_root_and_the_admin_group_see_all_and_they_change_nothing(system: S
 
 
 def test_the_admins_command_line(system: System) -> None:
-    system.user(ANNA).begin("run-of-anna", workflow="nightly")
+    anna = system.user(ANNA)
+    epoch = anna.begin("run-of-anna", workflow="nightly")["epoch"]
+    large = {"type": "large", "key": "k", "data": {"text": "x" * 100_000}}
+    anna.call("Append", run_id="run-of-anna", epoch=epoch, events=[large])
 
     def runhist(*words: str, uid: int = 0) -> subprocess.CompletedProcess[str]:
         return subprocess.run(as_user(uid, CLI, *words), env=system.env, capture_output=True, text=True)
@@ -251,7 +254,8 @@ def test_the_admins_command_line(system: System) -> None:
     assert titles.split()[1] == "USER" and line.split()[1] == str(ANNA)
     assert json.loads(runhist("list", "--user", str(ANNA), "--json").stdout)["run_id"] == "run-of-anna"
     assert "run-of-anna" in runhist("show", "anna", "--user", str(ANNA)).stdout
-    assert "nightly" in runhist("logs", "@last", "--user", str(ANNA)).stdout
+    printed = runhist("logs", "@last", "--user", str(ANNA)).stdout
+    assert "nightly" in printed and "x" * 100_000 in printed
     assert runhist("show", "anna").returncode == 3
     refused = runhist("list", "--all-users", uid=BERT)
     assert refused.returncode == 4 and "only root and its admin group see" in refused.stderr

@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
             printed += 1
             if live is not None:
                 live.clear()
-            for part in large_data.json_parts(event) if args.json else (line(large_data.whole(event), found["started_us"]),):
+            for part in _parts(event, found, as_json=args.json):
                 sys.stdout.write(part)
             if live is not None:
                 live.pass_by(event)
@@ -57,6 +57,13 @@ def run(args: argparse.Namespace) -> int:
         sys.stderr.write(f"no such events; see: runhist show {render.escaped(found['short_id'])}\n")
     status = ended or found["status"]
     return FAILED if args.exit_status and status != "completed" else OK
+
+
+def _parts(event: Dict[str, Any], found: Dict[str, Any], *, as_json: bool) -> Iterator[str]:
+    if as_json:
+        yield from large_data.json_parts(event, found)
+    else:
+        yield line(large_data.whole(event, found), found["started_us"])
 
 
 def events(

@@ -85,7 +85,7 @@ def _told(item: Dict[str, Any]) -> Iterator[str]:
     event: Optional[Dict[str, Any]] = item.get("event")
     if event is not None:
         try:
-            yield from large_data.json_parts(event)
+            yield from large_data.json_parts(event, event)
             return
         except (NoSuchRun, NoSuchBlob):
             pass
@@ -102,7 +102,7 @@ def _gap_of(item: Dict[str, Any]) -> Dict[str, Any]:
 def _line(item: Dict[str, Any]) -> str:
     event: Optional[Dict[str, Any]] = item.get("event")
     try:
-        event = None if event is None else large_data.whole(event)
+        event = None if event is None else large_data.whole(event, event)
     except (NoSuchRun, NoSuchBlob):
         event = None
     if event is None:
