@@ -7,6 +7,7 @@ same for all of them, writing, asking and undoing, is in `install`; here is what
 from __future__ import annotations
 
 import os
+import stat
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -100,12 +101,16 @@ def refuse_unfit(scope: str, command: Path) -> None:
                 )
         return
     for path in (command, Path(sys.prefix), Path(sys.base_prefix), Path(files.__file__)):
+        place = path.resolve()
         for hidden in HIDDEN_FROM_SYSTEM:
-            if path.resolve().is_relative_to(hidden):
+            if place.is_relative_to(hidden):
                 raise ServiceRefused(
-                    f"{path.resolve()} is under {hidden}, which the service is not let to see; install runhistd elsewhere: "
+                    f"{place} is under {hidden}, which the service is not let to see; install runhistd elsewhere: "
                     "python3 -m venv /opt/runhist && /opt/runhist/bin/pip install …"
                 )
+        for folder in place.parents:
+            if folder.exists() and not folder.stat().st_mode & stat.S_IXOTH:
+                raise ServiceRefused(f"{folder} is closed to other users, and the service runs as one: chmod o+x {folder}")
 
 
 def systemd(

@@ -18,6 +18,10 @@ from tests.service.box import PAM_MODULE, TOOLS, Box
 
 PLACE, BORROWED = "/opt/runhist", "/opt/borrowed"
 OLD_VERSION = "0.0.1"
+# A client that connects once and waits for its answer for much longer than the commands do: this machine may be busy.
+ASK = f"""{PLACE}/bin/python -c '
+from runhist.connection import Connection
+Connection.open(timeout=90).call("GetStatus", {{}}, timeout=90)'"""
 COMMANDS = {"runhist": "runhist.cli.main", "runhistd": "runhistd.cli"}
 HIDDEN = tuple(map(Path, ("/root", "/home", "/tmp")))  # from a sandboxed service
 

@@ -78,6 +78,8 @@ def connect(kept: socket.socket) -> socket.socket:
 
 def test_the_manager_hears_when_the_daemon_answers_works_reloads_and_stops(daemon: Daemon, told: socket.socket) -> None:
     daemon.launch(env={"NOTIFY_SOCKET": told.getsockname(), "WATCHDOG_USEC": "300000"})
+    hear(told, "EXTEND_TIMEOUT_USEC", f"opening {daemon.database}")
+    hear(told, "EXTEND_TIMEOUT_USEC", "adopting")
     ready = hear(told, "READY")
     assert ready["STATUS"] == f"recording in {daemon.database}, position 0, 0 connections"
     with Connection.open(SocketChoice((daemon.socket,), "a test", True)) as connection:

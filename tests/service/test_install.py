@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from runhistd import cli
-from runhistd.service import command, files
+from runhistd.service import command, files, target
 from runhistd.service.install import MADE_BY, ServiceFailed, Steps, install, state_of, uninstall
 from runhistd.service.target import ServiceRefused, Target, choose, launchd, refuse_unfit, refuse_without_rights, systemd
 
@@ -281,6 +281,16 @@ def test_the_service_for_all_users_needs_root(monkeypatch: pytest.MonkeyPatch) -
 def test_a_command_that_the_sandbox_hides_is_refused_for_all_users(place: str) -> None:
     with pytest.raises(ServiceRefused, match=r"which the service is not let to see; install runhistd elsewhere"):
         refuse_unfit("system", Path(place))
+
+
+def test_a_command_behind_a_closed_directory_is_refused_for_all_users(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(target, "HIDDEN_FROM_SYSTEM", ())
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o700)
+    with pytest.raises(ServiceRefused, match=r"is closed to other users, and the service runs as one: chmod o\+x /"):
+        refuse_unfit("system", closed / "bin" / "runhistd")
 
 
 def test_an_environment_with_a_history_of_its_own_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

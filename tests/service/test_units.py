@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from runhistd.daemon import activation, listen
 from runhistd.service import files
 
 Need = Callable[[str], str]
@@ -84,7 +85,8 @@ def test_the_system_service_is_hardly_exposed(need: Need, tmp_path: Path) -> Non
 def test_what_keeps_clients_from_being_refused_stands_in_both_units(scope: str) -> None:
     units = files.systemd_units(scope, Path("/bin/true"))
     assert "\nStartLimitIntervalSec=0\n" in units[files.SERVICE_UNIT]
-    assert "\nFileDescriptorName=varlink\n" in units[files.SOCKET_UNIT]
+    assert f"\nFileDescriptorName={activation.VARLINK_NAME}\n" in units[files.SOCKET_UNIT]
+    assert f"\nBacklog={listen.BACKLOG}\n" in units[files.SOCKET_UNIT]
     assert re.search(r"\nListenStream=(/run|%t)/runhist/dev\.runhist\.History\n", units[files.SOCKET_UNIT])
 
 

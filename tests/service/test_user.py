@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.service.conftest import PLACE
+from tests.service.conftest import ASK, PLACE
 
 if TYPE_CHECKING:
     from tests.service.box import Box
@@ -29,8 +29,12 @@ def box(box: Box, wait_until: Wait) -> Box:
 
 
 def status(box: Box) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(box.run("runhist status --json", USER).stdout)
+    found: dict[str, Any] = json.loads(box.run(f"{ASK}; runhist status --json", USER).stdout)
     return found
+
+
+def record(box: Box) -> None:
+    box.run(f"{ASK}; runhist exec --require -- true", USER)
 
 
 def main_pid(box: Box) -> int:
@@ -40,7 +44,7 @@ def main_pid(box: Box) -> int:
 def test_the_users_first_client_starts_the_daemon_which_is_reached_at_both_places(box: Box) -> None:
     box.run(INSTALL, USER)
     assert box.show("runhistd.service", "ActiveState", USER) == "inactive"
-    box.run("runhist exec --require -- true", USER)
+    record(box)
     sockets = [f"/run/user/{UID}/runhist/dev.runhist.History", f"{STATE}/dev.runhist.History"]
     assert status(box)["sockets"] == sockets
     assert box.run(f"stat -c '%a %U' {' '.join(sockets)} {STATE}").stdout.split("\n")[:3] == [
@@ -55,9 +59,10 @@ def test_the_users_first_client_starts_the_daemon_which_is_reached_at_both_place
 
 def test_the_users_daemon_is_replaced_after_a_kill_and_its_socket_stays(box: Box) -> None:
     box.run(INSTALL, USER)
-    box.run("runhist exec --require -- true", USER)
+    record(box)
     before, pid = status(box), main_pid(box)
-    box.run(f"kill -9 {pid}; exec runhist exec --require -- true", USER)
+    box.run(f"kill -9 {pid}; exec {ASK}", USER)
+    record(box)
     found = status(box)
     assert found["position"] > before["position"]
     assert found["instance_id"] == before["instance_id"]
@@ -65,7 +70,7 @@ def test_the_users_daemon_is_replaced_after_a_kill_and_its_socket_stays(box: Box
 
 def test_a_reload_of_the_users_daemon_takes_their_settings_over(box: Box, wait_until: Wait) -> None:
     box.run(INSTALL, USER)
-    box.run("runhist exec --require -- true", USER)
+    record(box)
     pid = main_pid(box)
     box.run("mkdir -p .config/runhist; printf '[daemon]\\nlog_level = \"debug\"\\n' >.config/runhist/config.toml", USER)
     box.run("systemctl --user reload runhistd", USER)
@@ -83,7 +88,7 @@ def test_what_a_user_installed_is_undone_exactly_and_the_history_stays(box: Box)
     assert would == "".join(
         line + "\n" if line.startswith("note") else f"would {line}\n" for line in told.splitlines()
     )
-    box.run("runhist exec --require -- true", USER)
+    record(box)
     undone = box.run(f"{PLACE}/bin/runhistd service uninstall", USER).stdout
     assert undone.splitlines()[-1] == f"kept     {STATE}, where the history is"
     assert box.run(everything, USER).stdout == before
