@@ -13,7 +13,8 @@ from varlink.scanner import Interface  # type: ignore[import-untyped]
 from runhist.protocol import INTERFACE, SERVICE, interface_text
 from runhist.protocol.errors import ERRORS
 from runhistd.daemon import calls, handlers
-from runhistd.model import artifacts, errors, events, publish, views
+from runhistd.model import artifacts, errors, events, importing, publish, views
+from runhistd.store.imports import Imported
 from runhistd.store.leases import Begun, Claimed, Released
 from runhistd.store.live import Shown
 from runhistd.store.log import Appended
@@ -28,6 +29,7 @@ WRITES = {
     "Append": calls.AppendCall,
     "ClaimRun": calls.ClaimCall,
     "ReleaseRun": calls.ReleaseCall,
+    "ImportEvents": calls.ImportCall,
     "Publish": calls.PublishCall,
 }
 
@@ -42,7 +44,7 @@ def members(cls: Any) -> set[str]:
     [
         *((cls.__name__, cls) for cls in (views.Run, views.RunDetail, views.Step, views.UsageRow, views.UsageTotals)),
         *((cls.__name__, cls) for cls in (views.Gate, views.StatusCount, views.Delayed, events.Event, events.StoredEvent)),
-        *((cls.__name__, cls) for cls in (artifacts.DataBlob, publish.Published)),
+        *((cls.__name__, cls) for cls in (artifacts.DataBlob, importing.ImportedEvent, publish.Published)),
         *((cls.__name__, cls) for cls in (views.ConfigStatus, views.ConfigFault, views.Gap, views.Trouble)),
         *((cls.__name__, cls) for cls in (views.Retained, views.RetentionStatus, views.ArtifactRow)),
         *((cls.__name__, cls) for cls in (views.Interrupted, events.Usage, events.RunSpec, calls.Cursor)),
@@ -64,6 +66,7 @@ def test_what_the_writes_answer_is_in_the_interface() -> None:
     assert members(Claimed) == set(interface.members["ClaimRun"].out_type.fields)
     assert members(Shown) == set(interface.members["Publish"].out_type.fields)
     assert members(Released) == set(interface.members["ReleaseRun"].out_type.fields)
+    assert members(Imported) == set(interface.members["ImportEvents"].out_type.fields)
 
 
 def test_every_method_of_the_interface_is_served_and_no_other() -> None:

@@ -105,11 +105,14 @@ class _Socket(socket.socket):
 class Connection:
     """One connection to the daemon, made by `open`; closed by `close`, by leaving its block or when it is forgotten."""
 
+    decode: Callable[[bytes], Any] = staticmethod(json.loads)
+    """What makes a reply of a frame."""
+
     def __init__(self, connected: socket.socket, socket_path: Path, why: str) -> None:
         self.socket_path = socket_path
         self.why = why
         self._socket: Optional[socket.socket] = connected
-        self._machine = ClientConnection(decode=json.loads, encode=_encode_call)
+        self._machine = ClientConnection(decode=self.decode, encode=_encode_call)
         self._outgoing = bytearray()
         self._answered = False  # by something that looks like a varlink service
         self._ended = False  # the peer sends no more

@@ -24,6 +24,7 @@ from runhistd.model.errors import InvalidParameter, TooLarge
 from runhistd.model.events import EMPTY, MAX_COUNT, STATUSES, Count, Event, Pid, Positive, RunSpec, fault_path
 from runhistd.model.holder import Holder
 from runhistd.model.ids import check_name
+from runhistd.model.importing import Import, ImportedEvent
 from runhistd.model.lease import Release
 from runhistd.model.publish import Publish, check_published
 from runhistd.model.removal import check_directory
@@ -34,6 +35,7 @@ MAX_EVENTS = 10_000  # of one call, so that storing it holds nobody up for long;
 MAX_LISTED = 1000  # names in a list of a control call
 COUNTED_BYTES = 1024 * 1024  # parameters above this are counted before they are decoded, which takes ten times their bytes
 T = TypeVar("T")
+E = TypeVar("E", bound=Event)
 
 
 class MalformedCall(Exception):
@@ -112,6 +114,15 @@ class Counted(Struct, frozen=True):
     events: list[Raw] | None = None
 
 
+class ImportCall(Struct, frozen=True, forbid_unknown_fields=True):
+    """ImportEvents."""
+
+    run_id: str
+    import_key: UUID
+    events: list[ImportedEvent]
+    namespace: str | None = None
+
+
 class ReleaseCall(Struct, frozen=True, forbid_unknown_fields=True):
     """ReleaseRun."""
 
@@ -123,6 +134,7 @@ class ReleaseCall(Struct, frozen=True, forbid_unknown_fields=True):
 _decode_envelope = msgspec.json.Decoder(Envelope).decode
 _decode_begin = msgspec.json.Decoder(BeginCall).decode
 _decode_claim = msgspec.json.Decoder(ClaimCall).decode
+_decode_import = msgspec.json.Decoder(ImportCall).decode
 _decode_release = msgspec.json.Decoder(ReleaseCall).decode
 _decode_publish = msgspec.json.Decoder(PublishCall).decode
 _decode_append = msgspec.json.Decoder(AppendCall).decode
@@ -198,13 +210,22 @@ def decode_claim(parameters: Raw, event_bytes: int) -> tuple[str, ClaimCall]:
     return _check_name(call), msgspec.structs.replace(call, events=events)
 
 
+def decode_import(parameters: Raw, uid: int, event_bytes: int) -> Import:
+    """ImportEvents' parameters as a request of that user. Raises InvalidParameter, TooLarge."""
+    _check_count(parameters)
+    call = _decoded(_decode_import, parameters)
+    if not call.events:
+        raise InvalidParameter("events")
+    return Import(uid, _check_name(call), call.run_id, call.import_key, _check_events(call.events, parameters, event_bytes))
+
+
 def decode_release(parameters: Raw, uid: int) -> Release:
     """ReleaseRun's parameters as a request of that user. Raises InvalidParameter."""
     call = _decoded(_decode_release, parameters)
     return Release(uid, _check_name(call), call.run_id, call.epoch)
 
 
-def _check_name(call: AppendCall | PublishCall | ClaimCall | ReleaseCall) -> str:
+def _check_name(call: AppendCall | PublishCall | ClaimCall | ImportCall | ReleaseCall) -> str:
     check_name("run_id", call.run_id)
     return "default" if call.namespace is None else check_name("namespace", call.namespace)
 
@@ -216,7 +237,7 @@ def _check_count(parameters: Raw) -> None:
                 raise TooLarge("events", MAX_EVENTS)
 
 
-def _check_events(events: list[Event], parameters: Raw, event_bytes: int) -> list[Event]:
+def _check_events(events: list[E], parameters: Raw, event_bytes: int) -> list[E]:
     if len(events) > MAX_EVENTS:
         raise TooLarge("events", MAX_EVENTS)
     checked = [_check_event(event, i, event_bytes) for i, event in enumerate(events)]
@@ -224,7 +245,7 @@ def _check_events(events: list[Event], parameters: Raw, event_bytes: int) -> lis
     return checked
 
 
-def _check_event(event: Event, i: int, event_bytes: int) -> Event:
+def _check_event(event: E, i: int, event_bytes: int) -> E:
     data = bytes(event.data)
     if len(data) > event_bytes:
         raise TooLarge(f"events[{i}].data", event_bytes)

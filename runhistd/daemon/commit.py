@@ -44,6 +44,7 @@ from runhistd.config import Config
 from runhistd.model.errors import Damaged, InternalError, Refusal
 from runhistd.model.publish import Publish
 from runhistd.model.removal import Clear
+from runhistd.store.imports import Imported
 from runhistd.store.leases import Begun, Buried, Claimed, Released
 from runhistd.store.live import Shown
 from runhistd.store.log import Appended, Batch, EventLog, Failed, Request
@@ -62,7 +63,7 @@ TRUNCATE_BYTES = 64 * 1024 * 1024
 IDLE_S = 5.0
 SLOW_COMMIT_S = 0.0005  # below this, waiting for more writers costs more than it saves
 
-Outcome = Appended | Begun | Claimed | Released | Buried | Shown | Removed | Refusal
+Outcome = Appended | Begun | Claimed | Released | Buried | Imported | Shown | Removed | Refusal
 
 
 class Slot(Protocol):

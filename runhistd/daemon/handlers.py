@@ -36,6 +36,7 @@ from runhistd.model.errors import (
 from runhistd.model.events import KINDS, MAX_COUNT, STATUSES
 from runhistd.model.holder import Holder
 from runhistd.model.ids import check_name
+from runhistd.model.importing import Import
 from runhistd.model.lease import Begin, Claim, Release
 from runhistd.model.publish import Publish
 from runhistd.model.removal import Delete, Pin
@@ -157,7 +158,7 @@ class Service:
         request = make_request(self, connection.peer, call.parameters)
         if call.size > self.config.inline_limit:
             request = await self._keep_large(request)
-        events = len(request.events) if isinstance(request, Append | Claim) else 0
+        events = len(request.events) if isinstance(request, Append | Claim | Import) else 0
         self.committer.submit(request, reply, call.size + events * EVENT_OVERHEAD_BYTES)
         return True
 
@@ -279,6 +280,11 @@ def claim_request(service: Service, peer: Peer, parameters: Raw) -> Claim:
 def release_request(service: Service, peer: Peer, parameters: Raw) -> Release:
     """ReleaseRun as a request."""
     return calls.decode_release(parameters, peer.uid)
+
+
+def import_request(service: Service, peer: Peer, parameters: Raw) -> Import:
+    """ImportEvents as a request."""
+    return calls.decode_import(parameters, peer.uid, service.config.event_bytes)
 
 
 def owner_of(service: Service, peer: Peer, call: calls.BeginCall | calls.ClaimCall) -> Holder:
@@ -657,6 +663,7 @@ WRITES: dict[str, Callable[[Service, Peer, Raw], Request]] = {
     f"{INTERFACE}.BeginRun": begin_request,
     f"{INTERFACE}.ClaimRun": claim_request,
     f"{INTERFACE}.ReleaseRun": release_request,
+    f"{INTERFACE}.ImportEvents": import_request,
     PUBLISH: publish_request,
 }
 

@@ -23,11 +23,12 @@ from ..model.decide import Accepted, Append, StoredKey, content_of, decide
 from ..model.errors import NoSuchRun, Refusal, StorageFull
 from ..model.events import TERMINAL, Event, StoredEvent, Usage, payload_of
 from ..model.holder import Holder
+from ..model.importing import Import, ImportedEvent
 from ..model.lease import Begin, Claim, Death, Fence, Lease, Release, check_team, resumed_event
 from ..model.publish import Publish
 from ..model.removal import Delete
 from ..model.run import Head, applied, fold
-from . import blobs, leases, live, prune, sql
+from . import blobs, imports, leases, live, prune, sql
 from .database import (
     PAGE_BYTES,
     SCHEMA_VERSION,
@@ -82,9 +83,9 @@ class Held(Struct, frozen=True):
     holders: frozenset[Holder]
 
 
-Request = Append | Begin | Claim | Release | Death | Fence | Publish | prune.Removal
+Request = Append | Begin | Claim | Release | Death | Fence | Import | Publish | prune.Removal
 Granted = leases.Begun | leases.Claimed | leases.Released | leases.Buried
-Outcome = Appended | Granted | live.Shown | prune.Outcome | Refusal | Failed
+Outcome = Appended | Granted | imports.Imported | live.Shown | prune.Outcome | Refusal | Failed
 
 
 class Batch(Struct):
@@ -273,6 +274,8 @@ class EventLog:
             return leases.release(self, request, now_us)
         if isinstance(request, Fence):
             return leases.fence(self, request, now_us)
+        if isinstance(request, Import):
+            return imports.take_in(self, request)
         assert isinstance(request, Death)  # removals have transactions of their own
         return leases.bury(self, request, now_us)
 
@@ -318,6 +321,26 @@ class EventLog:
     def pending_position(self) -> int:
         """The newest position that was given, committed or not."""
         return self._pending.position
+
+    def skip_position(self) -> int:
+        """A position that no event gets."""
+        counters = self._pending
+        self._pending = Counters(counters.position + 1, counters.epoch, counters.run)
+        return self._pending.position
+
+    def tell_gap(self, run: CachedRun, compaction: tuple[object, ...]) -> None:
+        """Have readers and followers told that events of the run are not here; `compaction`: see SAVE_COMPACTION."""
+        self._connection.execute(sql.SAVE_COMPACTION, compaction)
+        self.heads.touch(run)
+
+    def event_at(self, run: CachedRun, seq: int) -> ImportedEvent | None:
+        """What is stored at that seq, before or in this batch; None where events were dropped."""
+        for committed in reversed(self._events):
+            if committed.run == run.number and committed.event.seq == seq:
+                _, _, same_seq, _, *rest = event_row(run.number, committed.event)
+                return imports.from_row((same_seq, *rest))
+        row = self._connection.execute(sql.EVENT_AT, (run.number, seq)).fetchone()
+        return None if row is None else imports.from_row(row)
 
     def join(self, run: CachedRun, holder: Holder | None) -> None:
         """Let a process that acts under the run's lease be one of its holders."""

@@ -90,6 +90,13 @@ SELECT events.seq, type, kind, step_id, attempt, usage, data, data_blob, data_si
 FROM keys JOIN events ON events.run = keys.run AND events.seq = keys.seq WHERE keys.run = ? AND keys.key = ?
 """
 
+# --- importing ---
+
+EVENT_AT: Final = """
+SELECT seq, type, kind, key, writer, n, step_id, attempt, usage, time_us, received_us, data, data_blob, data_size
+FROM events WHERE run = ? AND seq = ?
+"""
+
 # --- restoring ---
 
 RENEW_HISTORY: Final = "UPDATE history SET instance_id = ?, epoch = max(epoch, ?)"

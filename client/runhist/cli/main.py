@@ -30,6 +30,8 @@ COMMANDS = {
     "pin": "let retention leave runs alone",
     "unpin": "let retention take runs again",
     "resume": "answer a paused run's gate, or go on with an interrupted run",
+    "export": "print runs as lines of JSON",
+    "import": "take in runs that were exported",
     "completion": "print what makes your shell complete commands and run ids",
 }
 
