@@ -90,8 +90,7 @@ def _note_hole(log: EventLog, run: CachedRun, seq: int) -> None:
 
 def _count(log: EventLog, run: CachedRun, event: ImportedEvent) -> None:
     if event.writer is not None and event.n is not None and event.n > log.last_n(run, event.writer):
-        run.writers[event.writer] = event.n
-        run.touched_writers.add(event.writer)
+        log.count(run, event.writer, event.n, 1, event.n - 1)
 
 
 def from_row(row: tuple[Any, ...]) -> ImportedEvent:
