@@ -60,6 +60,11 @@ class Steps:
             if ended.returncode:
                 raise ServiceFailed(f"`{line}` failed with {ended.returncode}: {(ended.stderr or ended.stdout).strip()}")
 
+    def check(self, look: Callable[[], None]) -> None:
+        """Look whether what was done had its effect."""
+        if not self._dry_run:
+            look()
+
     def make_directory(self, path: Path) -> None:
         """Make one directory, for its owner alone."""
         self._count(f"make     {path}")
@@ -111,6 +116,7 @@ def install(target: Target, steps: Steps, *, enable: bool, now: bool) -> None:
         steps.write(path, mark(target, target.files[path], remembered))
     if changed and target.reload:
         steps.run(target.reload)
+        steps.check(lambda: refuse_unknown(target))
     if enable and target.is_enabled and target.enable and ask(target, target.is_enabled).returncode:
         steps.run(target.enable)
     if active and changed:
@@ -178,6 +184,16 @@ def refuse_owned_by_others(target: Target) -> None:
         raise ServiceRefused(
             f"{target.name} has the service from {known} already, which belongs to somebody else (a package?); use that "
             "one: systemctl enable --now runhistd.socket"
+        )
+
+
+def refuse_unknown(target: Target) -> None:
+    """Raise ServiceFailed when the manager does not find what was put in place for it."""
+    if target.where_from is not None and not ask(target, target.where_from).stdout.strip():
+        folder = next(iter(target.files)).parent
+        raise ServiceFailed(
+            f"{target.name} does not look for units in {folder}; its environment and this one name different directories "
+            "($XDG_CONFIG_HOME?): `runhistd service uninstall`, and again with the manager's"
         )
 
 

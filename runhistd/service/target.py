@@ -7,6 +7,7 @@ same for all of them, writing, asking and undoing, is in `install`; here is what
 from __future__ import annotations
 
 import os
+import pwd
 import stat
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from runhist import paths
 from . import files
 
 Command = Sequence[str | Path]
+LINGERING = Path("/var/lib/systemd/linger")  # a file for each user whose manager runs without a session
 FAILING = ("auto-restart", "failed")  # of systemd's states of a service
 # What the system's service cannot see (ProtectHome=, PrivateTmp=), and so cannot be started from.
 HIDDEN_FROM_SYSTEM = tuple(map(Path, ("/home", "/root", "/run/user", "/tmp", "/var/tmp")))
@@ -76,7 +78,8 @@ def systemd_user(command: Path) -> Target:
     base = os.environ.get("XDG_CONFIG_HOME")
     folder = (Path(base) if base else paths.home_dir() / ".config") / "systemd" / "user"
     environment = {**os.environ, "XDG_RUNTIME_DIR": str(paths.runtime_dir())}
-    hint = "it ends with your last session; `loginctl enable-linger` lets it run always"
+    lingers = (LINGERING / pwd.getpwuid(os.getuid()).pw_name).exists()
+    hint = "" if lingers else "it ends with your last session; `loginctl enable-linger` lets it run always"
     return systemd("user", folder, command, paths.state_dir(), environment, hint)
 
 

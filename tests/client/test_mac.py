@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -61,12 +61,9 @@ def test_state_and_socket_are_in_the_users_library(mac: None) -> None:
     assert paths.user_sockets() == (library / "dev.runhist.History",)
 
 
-def test_processes_and_the_boot_are_known_by_sysctl(tmp_path: Path) -> None:
-    compiler = shutil.which("gcc")
-    if compiler is None:
-        pytest.skip("gcc is not installed")
+def test_processes_and_the_boot_are_known_by_sysctl(tmp_path: Path, need: Callable[[str], str]) -> None:
     library = tmp_path / "sysctl.so"
-    subprocess.run([compiler, "-shared", "-fPIC", "-x", "c", "-", "-o", library], input=LIBRARY, text=True, check=True)
+    subprocess.run([need("gcc"), "-shared", "-fPIC", "-x", "c", "-", "-o", library], input=LIBRARY, text=True, check=True)
     told = subprocess.run(
         [sys.executable, "-c", ASKED],
         env={**os.environ, "LD_PRELOAD": str(library), "PYTHONPATH": str(Path(paths.__file__).parent.parent)},

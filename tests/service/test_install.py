@@ -31,7 +31,7 @@ esac;; esac; done
 case $verb in
     enable) mv "$STATE/enable.$unit" "$STATE/enabled.$unit";;
     start) test ! -e "$STATE/fail" || { echo "no such luck" >&2; exit 5; }; mv "$STATE/start.$unit" "$STATE/active.$unit";;
-    show) cat "$STATE/fragment" 2>/dev/null; exit 0;;
+    show) cat "$STATE/fragment" 2>/dev/null || ls "$UNITS/runhistd.service" 2>/dev/null; exit 0;;
 esac
 echo "$verb" >>"$STATE/changes"
 """
@@ -57,7 +57,9 @@ class Machine:
         for name, text in (("systemctl", SYSTEMCTL), ("launchctl", LAUNCHCTL)):
             (tools / name).write_text(text)
             (tools / name).chmod(0o755)
-        self.environment = {"PATH": f"{tools}:/usr/bin:/bin", "STATE": str(self.state), "SOCKET_FOLDER": "/"}
+        units = self.home / ".config" / "systemd" / "user"
+        self.environment = {"STATE": str(self.state), "UNITS": str(units), "SOCKET_FOLDER": "/"}
+        self.environment["PATH"] = f"{tools}:/usr/bin:/bin"
         monkeypatch.setenv("PATH", self.environment["PATH"])  # where subprocess looks for the command itself
         self.told: list[str] = []
 
@@ -212,6 +214,14 @@ def test_a_step_that_fails_is_told_and_the_same_command_goes_on_from_there(machi
         machine.install(machine.systemd())
     (machine.state / "fail").unlink()
     assert machine.install(machine.systemd()) == ["run"]
+
+
+def test_a_manager_that_does_not_find_the_units_is_told_of_and_all_can_be_undone(machine: Machine) -> None:
+    machine.environment["UNITS"] = "/elsewhere"
+    with pytest.raises(ServiceFailed, match=r"does not look for units in .*/\.config/systemd/user; .*XDG_CONFIG_HOME"):
+        machine.install(machine.systemd())
+    machine.uninstall(machine.systemd())
+    assert list(machine.home.iterdir()) == []
 
 
 def test_the_state_tells_what_is_installed_enabled_and_active(machine: Machine) -> None:
