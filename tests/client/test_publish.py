@@ -8,12 +8,14 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import runhist
 from runhist import Event, Published
 from runhist.encoding import encode
 from runhist.faults import Faults, Journal
-from runhist.outbox import Entry, Outbox
+from runhist.outbox import Departure, Entry, Outbox
 from runhist.protocol.errors import Conflict
 from runhist.shown import MAX_WAITING_BYTES
 from tests.client.conftest import Hang, Vanish
@@ -57,6 +59,68 @@ def test_it_is_sent_between_the_events_that_it_was_shown_between() -> None:
     assert departures(box) == [["a", "b"], [".1", ".2"], ["c", "d"], [".3"]]
     take(box, ".4", "e")
     assert departures(box) == [[".4"], ["e"]]
+
+
+class Wire:
+    """An outbox and a daemon with a connection between them, on which nothing is read but when a test says so."""
+
+    def __init__(self) -> None:
+        self.box = outbox()
+        self.taken: list[str] = []  # by the outbox
+        self.seen: list[str] = []  # by the daemon: stored, or shown
+        self.calls: list[tuple[list[str], Departure | None]] = []
+        self.replies: list[tuple[Departure, dict[str, Any]]] = []
+        self.last_n = 0
+
+    def take(self, prefix: str) -> None:
+        self.taken.append(f"{prefix}{len(self.taken)}")
+        take(self.box, self.taken[-1])
+
+    def send(self) -> None:
+        shown = self.box.depart_shown()
+        departure = None if shown else self.box.depart()
+        if parameters := shown or (departure and departure.parameters):
+            self.calls.append(([event["type"] for event in json.loads(parameters)["events"]], departure))
+
+    def carry_out(self) -> None:
+        if not self.calls:
+            return
+        types, departure = self.calls.pop(0)
+        if departure is None:
+            self.seen += types
+            return
+        fresh = types[self.last_n - departure.flight.first_n + 1 :]
+        self.seen += fresh
+        self.last_n = departure.flight.last_n
+        duplicates = len(types) - len(fresh)
+        reply = {"stored": len(fresh), "duplicates": duplicates, "position": 1, "last_seq": 1}
+        self.replies.append((departure, reply))
+
+    def hear(self) -> None:
+        if self.replies:
+            departure, reply = self.replies.pop(0)
+            self.box.arrive(departure.flight, reply)
+
+    def lose(self) -> None:
+        self.calls.clear()
+        self.replies.clear()
+        self.box.rewind()
+
+
+@settings(max_examples=600, deadline=None)
+@given(st.lists(st.sampled_from(["e", ".", "send", "send", "carry_out", "carry_out", "hear", "lose"]), max_size=200))
+def test_whatever_is_lost_what_is_shown_keeps_its_place_and_every_event_is_stored_once(steps: list[str]) -> None:
+    wire = Wire()
+    for step in steps:
+        wire.take(step) if step in ("e", ".") else getattr(wire, step)()
+    while wire.calls or wire.box.shown or not wire.box.settled:
+        wire.send()
+        wire.carry_out()
+        wire.hear()
+    assert [word for word in wire.seen if word[0] == "e"] == [word for word in wire.taken if word[0] == "e"]
+    assert wire.seen == sorted(wire.seen, key=wire.taken.index)
+    if "lose" not in steps:
+        assert wire.seen == wire.taken
 
 
 def test_behind_an_event_that_is_given_up_nothing_is_shown() -> None:
