@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from typing import List, Optional
+from typing import List, NoReturn, Optional, Sequence
 
 OK, FAILED, USAGE, NO_SUCH_RUN, REFUSED, UNREACHABLE, TIMED_OUT, INTERRUPTED = 0, 1, 2, 3, 4, 5, 6, 130
 
@@ -76,7 +76,7 @@ def parse(words: List[str]) -> argparse.Namespace:
     chosen = next((word for word in words if not word.startswith("-")), None)
     if chosen is None and not {"-h", "--help", "--version"} & set(words):
         chosen, words = "list", ["list", *words]
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="runhist",
         description="Record agent and workflow runs into the history that runhistd keeps on this machine, and read it.",
         epilog=EPILOG,
@@ -107,6 +107,15 @@ def command_parser(name: str) -> argparse.ArgumentParser:
     return parser
 
 
+class _Parser(argparse.ArgumentParser):
+    """Arguments may be recorded text that a script hands on: a complaint shows them escaped."""
+
+    def error(self, message: str) -> NoReturn:
+        from .render import escaped
+
+        super().error(escaped(message))
+
+
 class _Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         from .. import __version__
@@ -123,11 +132,12 @@ def run_name(text: str) -> str:
 
 
 class Complaint(Exception):
-    """What a person can mend, with the exit status that it means."""
+    """What a person can mend, with the exit status that it means, and lines that stand below the message."""
 
-    def __init__(self, message: str, status: int) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, status: int, lines: Sequence[str] = ()) -> None:
+        super().__init__("\n  ".join((message, *lines)))
         self.status = status
+        self.lines = (message, *lines)
 
 
 def explain(error: Exception, *, as_json: bool) -> int:
@@ -154,7 +164,8 @@ def explain(error: Exception, *, as_json: bool) -> int:
     else:
         from .render import escaped
 
-        sys.stderr.write(f"runhist: {escaped(str(error))}\n")
+        lines = error.lines if isinstance(error, Complaint) else (str(error),)
+        sys.stderr.write("runhist: " + "\n  ".join(map(escaped, lines)) + "\n")
     return status
 
 

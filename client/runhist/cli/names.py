@@ -7,7 +7,7 @@ from typing import Any, Dict, Optional
 from .. import environment
 from ..connection import Connection
 from .main import NO_SUCH_RUN, USAGE, Complaint, run_name
-from .render import escaped, moment
+from .render import moment
 
 SHORTEST = 4
 ASKED = "asked_by_user"  # in a run that was looked for among a certain user's
@@ -42,12 +42,9 @@ def _find(
     if len(runs) == 1:
         return dict(runs[0])
     members = ("run_id", "namespace", "status")
-    lines = "".join(
-        f"\n  {'  '.join(escaped(run[member]) for member in members)}  {moment(run['started_us'])}"
-        for run in (exact or runs)[:10]
-    )
-    more = "\n  …" if len(runs) > 10 else ""
-    raise Ambiguous(f"{escaped(name)} may mean:{lines}{more}", USAGE)
+    lines = ["  ".join((*(run[member] for member in members), moment(run["started_us"]))) for run in (exact or runs)[:10]]
+    more = ["…"] if len(runs) > 10 else []
+    raise Ambiguous(f"{name} may mean:", USAGE, lines + more)
 
 
 class Ambiguous(Complaint):

@@ -54,14 +54,20 @@ def coloured(text: str, status: str) -> str:
 
 
 def escaped(text: str) -> str:
-    r"""Recorded text with control characters, bidirectional overrides and half surrogates shown as \x1b, \u202e …"""
+    r"""Recorded text with what a terminal acts on shown as \x1b, \u202e …
+
+    Control characters, separators of lines, half surrogates, and marks that turn the direction of the text around them.
+    """
     if text.isascii() and text.isprintable():
         return text
     return "".join(_escape(char) for char in text)
 
 
+_TURNING = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+
+
 def _escape(char: str) -> str:
-    if unicodedata.category(char) in ("Cc", "Cs") or "\u202a" <= char <= "\u202e" or "\u2066" <= char <= "\u2069":
+    if unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") or char in _TURNING:
         short = {"\n": "\\n", "\t": "\\t", "\r": "\\r"}
         return short.get(char) or (f"\\x{ord(char):02x}" if char < "\x80" else f"\\u{ord(char):04x}")
     return char
