@@ -58,9 +58,9 @@ class InstanceHeld(InstanceFault):
     def __init__(self, state_dir: Path, pid: int | None, waited_s: float) -> None:
         holder = f"process {pid}" if pid else "another process"
         advice = f"stop it (kill {pid}), or" if pid else "stop it, or"
+        waited = f" and did not let go for {waited_s:g} s" if waited_s else ""
         super().__init__(
-            f"{holder} is serving {state_dir} and did not let go for {waited_s:g} s; {advice} set RUNHIST_STATE_DIR to "
-            "keep a second history elsewhere"
+            f"{holder} is serving {state_dir}{waited}; {advice} set RUNHIST_STATE_DIR to keep a second history elsewhere"
         )
         self.pid = pid
 

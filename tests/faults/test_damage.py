@@ -66,6 +66,7 @@ def assert_damaged(daemon: Daemon, connection: Connection) -> None:
     shown = subprocess.run([*RUNHIST, "status"], env=daemon.env, capture_output=True, text=True)
     assert shown.returncode == 1
     assert "the database is damaged" in shown.stdout and "type: runhistd recover" in shown.stdout
+    assert "unknown while the database is closed" in shown.stdout
 
 
 def test_a_database_that_cannot_be_opened_is_told_of_and_kept_byte_for_byte(filled: Daemon) -> None:

@@ -85,11 +85,14 @@ def text(found: Dict[str, Any], socket: str, why: str) -> str:
     total = sum(count["runs"] for count in found["runs"])
     up = render.took(found["started_us"], time.time_ns() // 1000)
     peers = f"{found['connections']} connections, {found['followers']} followers"
+    runs = f"{live:,} live of {total:,}; position {found['position']:,}"
+    if not found["instance_id"]:
+        runs = "unknown while the database is closed"
     return (
         f"daemon  {found['version']}, pid {found['pid']}, up {up}; client {__version__}\n"
         f"        commit p50 {commit['p50_us'] / 1000:.1f} ms, p99 {commit['p99_us'] / 1000:.1f} ms; {peers}\n"
         f"socket  {render.escaped(socket)} ({why})\n"
-        f"runs    {live:,} live of {total:,}; position {found['position']:,}\n"
+        f"runs    {runs}\n"
         f"keeps   {render.size(found['database_bytes'])} + {render.size(found['wal_bytes'])} write-ahead log in "
         f"{render.escaped(found['database'])}, {render.size(found['free_bytes'])} free\n"
         f"        {retention(found['retention'])}\n"
