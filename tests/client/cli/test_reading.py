@@ -116,7 +116,7 @@ def test_show_tells_steps_tokens_cost_error_owner_and_what_to_type_next(three: R
 
 NAMED = [
     *(["show"], ["logs"], ["logs", "-f"], ["wait"], ["pin"], ["unpin"], ["rm", "--yes"], ["end"], ["resume"], ["artifacts"]),
-    *(["artifact", "get"], ["append", "note", "--run"], ["artifact", "add", "--run"]),
+    *(["artifact", "get"], ["append", "note", "--run"], ["artifact", "add", "--run"], ["export"]),
 ]
 
 
