@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from runhist import paths
 
-from .terminal import Progress, complain, count, difference_as_text, printable, size_text, tell
+from .terminal import SYSTEM, Progress, complain, count, difference_as_text, printable, size_text, tell
 
 if TYPE_CHECKING:
     from runhistd.daemon.instance import Instance
@@ -47,6 +47,7 @@ def add_commands(commands: Any) -> None:
     summary = "copy the history, also while it is recorded"
     command = commands.add_parser("backup", help=summary, description=f"{summary}.".capitalize(), ending=BACKUP)
     command.add_argument("directory", metavar="DIR", type=Path)
+    command.add_argument("--system", action="store_true", help=SYSTEM)
     command.add_argument("--json", action="store_true", help="print one object")
     command.set_defaults(run=run_backup)
 
@@ -54,6 +55,7 @@ def add_commands(commands: Any) -> None:
     command = commands.add_parser("restore", help=summary, description=f"{summary}.".capitalize(), ending=RESTORE)
     command.add_argument("directory", metavar="DIR", type=Path)
     command.add_argument("--move-aside", action="store_true", help="move a history that is there out of the way first")
+    command.add_argument("--system", action="store_true", help=SYSTEM)
     command.add_argument("--json", action="store_true", help="print one object")
     command.set_defaults(run=run_restore)
 
@@ -63,11 +65,11 @@ def run_backup(chosen: argparse.Namespace) -> int:
     from runhistd import config
     from runhistd.store.backup import BackupFault, back_up
 
-    database = paths.state_dir() / paths.DATABASE_NAME
+    database = paths.state_dir(system=chosen.system) / paths.DATABASE_NAME
     if not database.exists():
         return complain(f"there is no history at {database}; `runhistd serve` makes one", 1)
     try:
-        settings = config.load(paths.config_file())
+        settings = config.load(paths.config_file(system=chosen.system))
     except config.ConfigFaults as faults:
         return complain(str(faults), 2)
     os.umask(0o077)
@@ -111,7 +113,7 @@ def run_restore(chosen: argparse.Namespace) -> int:
 
     progress = Progress("copying", in_bytes=True)
     try:
-        with Instance.take(paths.state_dir(), wait_s=0) as instance:
+        with Instance.take(paths.state_dir(system=chosen.system), wait_s=0, as_root=True) as instance:
             return restore_held(instance, chosen, progress)
     except (InstanceFault, BackupFault) as fault:
         progress.clear()
@@ -120,18 +122,21 @@ def run_restore(chosen: argparse.Namespace) -> int:
 
 def restore_held(instance: Instance, chosen: argparse.Namespace, progress: Progress) -> int:
     """Restore into a directory that is held. Raises BackupFault."""
-    from runhistd.store.restore import history_files, move_aside, restore
+    from runhistd.store.restore import STAGE_NAME, history_files, move_aside, restore
 
     state_dir, moved = instance.state_dir, []
     found = history_files(state_dir)
     if found and not chosen.move_aside:
-        again = f"runhistd restore --move-aside {shlex.quote(str(chosen.directory))}"
+        system = "--system " if chosen.system else ""
+        again = f"runhistd restore {system}--move-aside {shlex.quote(str(chosen.directory))}"
         there = f"there is a history in {state_dir} ({found[0].name}), which was not touched"
         return complain(f"{there}; `{again}` moves it aside", 1)
 
     def make_room() -> None:
         if found:
             moved.append(str(move_aside(state_dir, "before-restore")))
+            instance.give_to_owner(Path(moved[0]))
+        instance.give_to_owner(state_dir / STAGE_NAME)
         instance.forget_storage_failures()
 
     made = restore(chosen.directory.absolute(), state_dir, time.time_ns() // 1000, before=make_room, progress=progress.show)

@@ -20,7 +20,7 @@ from runhist import paths
 
 from . import backups, rescue
 from .service import command as service
-from .terminal import Progress, complain, count, difference_as_text
+from .terminal import SYSTEM, Progress, complain, count, difference_as_text
 
 if TYPE_CHECKING:
     from runhistd.config import Config
@@ -117,6 +117,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     summary = "check that the history agrees with its events"
     command = commands.add_parser("verify", help=summary, description=f"{summary}.".capitalize(), ending=VERIFY)
+    command.add_argument("--system", action="store_true", help=SYSTEM)
     command.add_argument("--json", action="store_true", help="print one object a difference, then one with the totals")
     command.set_defaults(run=run_verify)
 
@@ -223,7 +224,7 @@ def run_verify(chosen: argparse.Namespace) -> int:
 
     from runhistd.store.verify import verify
 
-    database = paths.state_dir() / paths.DATABASE_NAME
+    database = paths.state_dir(system=chosen.system) / paths.DATABASE_NAME
     if not database.exists():
         return complain(f"there is no history at {database}; `runhistd serve` makes one", 1)
     progress = Progress("checking runs")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from runhist import paths
 
-from .terminal import Progress, complain, count, difference_as_text, printable, tell
+from .terminal import SYSTEM, Progress, complain, count, difference_as_text, printable, tell
 
 if TYPE_CHECKING:
     from runhistd.daemon.instance import Instance
@@ -36,6 +36,7 @@ def add_commands(commands: Any) -> None:
     summary = "save what can be read of a damaged history"
     command = commands.add_parser("recover", help=summary, description=f"{summary}.".capitalize(), ending=RECOVER)
     command.add_argument("directory", metavar="DIR", type=Path, nargs="?")
+    command.add_argument("--system", action="store_true", help=SYSTEM)
     command.add_argument("--json", action="store_true", help="print one object a run that lost events, then the totals")
     command.set_defaults(run=run_recover)
 
@@ -47,7 +48,7 @@ def run_recover(chosen: argparse.Namespace) -> int:
 
     progress = Progress("reading pages")
     try:
-        with Instance.take(paths.state_dir(), wait_s=0) as instance:
+        with Instance.take(paths.state_dir(system=chosen.system), wait_s=0, as_root=True) as instance:
             return recover_held(instance, chosen, progress)
     except (InstanceFault, BackupFault) as fault:
         progress.clear()
@@ -57,7 +58,7 @@ def run_recover(chosen: argparse.Namespace) -> int:
 def recover_held(instance: Instance, chosen: argparse.Namespace, progress: Progress) -> int:
     """Recover into a directory that is held. Raises BackupFault."""
     from runhistd.store.recover import is_sound, recover
-    from runhistd.store.restore import history_files, move_aside
+    from runhistd.store.restore import STAGE_NAME, history_files, move_aside
 
     state_dir, moved = instance.state_dir, []
     source = state_dir if chosen.directory is None else chosen.directory.absolute()
@@ -74,6 +75,8 @@ def recover_held(instance: Instance, chosen: argparse.Namespace, progress: Progr
     def make_room() -> None:
         if history_files(state_dir):
             moved.append(str(move_aside(state_dir, "damaged")))
+            instance.give_to_owner(Path(moved[0]))
+        instance.give_to_owner(state_dir / STAGE_NAME)
         instance.forget_storage_failures()
 
     made = recover(source, state_dir, time.time_ns() // 1000, before=make_room, progress=progress.show)

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from runhistd.store.verify import Difference
 
 PROGRESS_S = 0.2  # between two updates of the progress line
+SYSTEM = "the history of the daemon for all users of this machine; for root"
 BAR_WIDTH = 30
 UNITS = ("B", "kB", "MB", "GB", "TB")
 

@@ -72,7 +72,6 @@ LOW_SPACE_BYTES = 500_000_000  # below this, status warns
 EVENT_OVERHEAD_BYTES = 400  # of an event in the queue beside its text
 SPOOLED_BYTES = 32 * 1024  # of one spooled request in the queue: a part of at most 1 MiB is 32 of them
 FEATURES = ["publish"]
-RECOVER = "runhistd recover"
 ANSWERED_WHEN_DAMAGED = {f"{SERVICE}.GetInfo", f"{SERVICE}.GetInterfaceDescription", f"{INTERFACE}.GetStatus"}
 T = TypeVar("T")
 
@@ -94,6 +93,8 @@ class Service:
         liveness: Liveness,
         serves_all: bool,
     ) -> None:
+        self.recover = "runhistd recover --system" if serves_all else "runhistd recover"
+        """The command that saves what can be read of a damaged history."""
         self.users = Users(serves_all=serves_all, admin_group=lambda: self.config.admin_group)
         self.instance = instance
         self.reload = reload
@@ -203,7 +204,7 @@ class Service:
 
     def _refuse_when_damaged(self, method: str) -> None:
         if self.damage is not None and method not in ANSWERED_WHEN_DAMAGED:
-            raise Damaged(RECOVER)
+            raise Damaged(self.recover)
 
     async def read(self, function: Callable[..., T], *arguments: Any, **options: Any) -> T:
         """Call a function of the reader with a connection of its own, in a thread. Raises Busy, Damaged."""
@@ -211,7 +212,7 @@ class Service:
             return await self.readers.read(function, *arguments, **options)
         except DamagedDatabase as damage:
             self.note_damage(damage)
-            raise Damaged(RECOVER) from damage
+            raise Damaged(self.recover) from damage
 
     async def _garbage(self, policy: Policy, at_us: int, trust_clock: bool) -> list[Decision]:
         return await self.read(reader.garbage, policy, at_us, trust_clock=trust_clock)
@@ -486,7 +487,7 @@ def troubles_of(service: Service) -> list[Trouble]:
     found = []
     if service.damage is not None:
         what = f"the database is damaged ({service.damage}); it is closed and kept as it is, and nothing is recorded"
-        found.append(Trouble(what, RECOVER))
+        found.append(Trouble(what, service.recover))
     elif service.state != "recording":
         what = "storage faults ended the daemon again and again, and it only reads; see to the disk, and the daemon's log"
         found.append(Trouble(what, "runhistd verify"))

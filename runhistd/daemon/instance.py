@@ -32,6 +32,7 @@ logger = logging.getLogger("runhistd.instance")
 LOCK_NAME = "runhistd.lock"
 STORAGE_FAULTS_NAME = "storage-faults"
 DAMAGE_NAME = "damaged"
+TAG_NAME = "CACHEDIR.TAG"
 LOCK_WAIT_S = 10.0  # a daemon that was told to stop needs no longer than this by default
 LOCK_POLL_S = 0.05
 DAMAGED_AFTER = 3  # ends by storage faults …
@@ -95,8 +96,10 @@ class Instance:
 
     @classmethod
     @contextlib.contextmanager
-    def take(cls, state_dir: Path, *, wait_s: float = LOCK_WAIT_S) -> Iterator[Instance]:
+    def take(cls, state_dir: Path, *, wait_s: float = LOCK_WAIT_S, as_root: bool = False) -> Iterator[Instance]:
         """Hold the directory, made where it is missing, for the block; wait up to `wait_s` for another holder to let go.
+
+        With `as_root`, root may hold another user's, for a command that puts something into it (`give_to_owner`).
 
         Sets the process's umask for the block, so that whatever is made in the directory is ours alone. Raises
         InstanceRefused and InstanceHeld before anything in the directory was touched.
@@ -104,11 +107,13 @@ class Instance:
         path = state_dir.absolute()
         before = os.umask(0o077)
         try:
-            open_directory(path)
+            open_directory(path, as_root=as_root)
             instance = cls(path, take_lock(path, wait_s))
             try:
                 close_to_others(path)
                 mark_no_backup(path)
+                if as_root:
+                    instance.give_to_owner(instance.lock_file, path / TAG_NAME)
                 yield instance
             finally:
                 instance.release()
@@ -121,6 +126,16 @@ class Instance:
             os.ftruncate(self._lock, 0)
             os.close(self._lock)
             self._lock = None
+
+    def give_to_owner(self, *paths: Path) -> None:
+        """Let what root has put into the directory belong to whom the directory belongs to."""
+        found = self.state_dir.stat()
+        if os.geteuid() != 0 or found.st_uid == 0:
+            return
+        for top in paths:
+            for path in (top, *top.rglob("*")):
+                with contextlib.suppress(FileNotFoundError):
+                    os.chown(path, found.st_uid, found.st_gid, follow_symlinks=False)
 
     def check_inodes(self) -> None:
         """Raise InstanceLost when lock, database or WAL is no longer the file that it was at the first call.
@@ -183,7 +198,7 @@ class Instance:
             return []
 
 
-def open_directory(path: Path) -> None:
+def open_directory(path: Path, *, as_root: bool = False) -> None:
     """Make the directory where it is missing and make sure that it is a local one, ours, for nobody else."""
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -192,7 +207,7 @@ def open_directory(path: Path) -> None:
         raise InstanceRefused(f"the state directory {path} {why_not(path, error)}") from error
     try:
         found = os.fstat(directory)
-        if found.st_uid != os.geteuid():
+        if found.st_uid != os.geteuid() and not (as_root and os.geteuid() == 0):
             raise InstanceRefused(
                 f"the state directory {path} belongs to user {found.st_uid}, not to us ({os.geteuid()}); "
                 "set RUNHIST_STATE_DIR to a directory of your own"
@@ -291,7 +306,7 @@ def mark_no_backup(state_dir: Path) -> None:
         if sys.platform == "darwin":
             subprocess.run(["/usr/bin/tmutil", "addexclusion", state_dir], check=True, capture_output=True, timeout=10)
         else:
-            with (state_dir / "CACHEDIR.TAG").open("x") as tag:
+            with (state_dir / TAG_NAME).open("x") as tag:
                 tag.write(CACHE_TAG)
     except FileExistsError:
         pass

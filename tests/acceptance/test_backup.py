@@ -289,3 +289,21 @@ def test_a_restored_history_has_the_content_of_its_artifacts(env: Daemon, tmp_pa
     command = [*RUNHIST, "artifact", "get", "r", "made", "-o", str(got)]
     subprocess.run(command, env=env.env, check=True)
     assert got.read_bytes() == made.read_bytes()
+
+
+def test_root_restores_and_recovers_the_history_of_another_user_for_that_user(env: Daemon, tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root may")
+    runhist.connect(deadline=LONG).begin_run(run_id="r").complete()
+    assert runhistd(env, "backup", tmp_path / "copy", "--system").returncode == 0
+    env.stop()
+    nobody = 65534
+    for path in (env.state_dir, *env.state_dir.rglob("*")):
+        os.chown(path, nobody, nobody)
+    assert runhistd(env, "restore", tmp_path / "copy", "--move-aside", "--system").returncode == 0
+    env.database.write_bytes(b"damaged" + env.database.read_bytes()[7:])
+    assert runhistd(env, "recover", "--system").returncode == 0
+    found = {path: path.lstat().st_uid for path in env.state_dir.rglob("*")}
+    assert set(found.values()) == {nobody}, found
+    refused = runhistd(env, "serve")
+    assert refused.returncode == 1 and "belongs to user 65534" in refused.stderr

@@ -13,6 +13,7 @@ from runhistd.daemon.commit import Bounds, Committer, Outcome
 from runhistd.daemon.instance import Instance
 from runhistd.daemon.space import Space
 from runhistd.model.publish import Publish
+from runhistd.store.database import open_reader
 from runhistd.store.leases import Begun
 from runhistd.store.live import Shown
 from runhistd.store.log import Appended, EventLog
@@ -75,3 +76,26 @@ async def test_what_is_only_shown_is_neither_gathered_nor_waited_for(
         assert second.at_s == SLOW_S / 2  # both are there: nobody waits longer
         nursery.cancel_scope.cancel()
     assert isinstance(late.outcome, Shown) and isinstance(first.outcome, Appended)
+
+
+async def test_a_log_that_a_reader_keeps_long_is_told_once_it_passes_its_bound(tmp_path: Path) -> None:
+    told: list[int] = []
+    with Instance.take(tmp_path / "state") as instance:
+        log = EventLog.open(instance.database)
+        bounds = Bounds(1_000_000_000, 1_000_000_000, 1_000_000)
+        committer = Committer(log, instance, Space(instance.state_dir), bounds, lambda batch: None)
+        committer.on_long_wal = lambda: told.append(log.wal_bytes)
+        outside = open_reader(instance.database)
+        committer.submit(begin("r"), Asked(), 10)
+        committer.commit_queued()
+        outside.execute("BEGIN")
+        outside.execute("SELECT * FROM runs").fetchall()
+        for n in range(1, 101):
+            committer.submit(append("r", 1, n, event("output", {"text": "x" * 60_000})), Asked(), 10)
+            committer.commit_queued()
+        assert told and min(told) > 1_000_000
+        outside.execute("ROLLBACK")
+        outside.close()
+        log.checkpoint(truncate=True)
+        assert log.wal_bytes == 0
+        log.close()
