@@ -124,6 +124,7 @@ class Outbox:
         self._saved_begin = False
         self._saved_refusal = ""  # why the file is to be kept
         self.shown: ShownQueue[Entry] = ShownQueue()
+        self._copies = 0  # entries that are in the file too, about: an interrupt may make it drift
         self._behind: Deque[Entry] = deque()  # come after what is still to be read from the file
 
     @property
@@ -134,13 +135,18 @@ class Outbox:
     @property
     def held_events(self) -> int:
         """How many events are in memory only, BeginRun counted as one."""
-        begins = self._begin is not None and self.refused is None and not self._saved_begin and not self.is_left
-        return len(self._waiting) + len(self._flying) + len(self._behind) + begins
+        return len(self._waiting) + len(self._flying) + len(self._behind) - self._copies + self._begins
 
     @property
     def settled(self) -> bool:
         """Whether nothing is left to send or to hear."""
-        return self.held_events == 0 and self._file is None
+        holds = self._waiting or self._flying or self._behind or self._begins
+        return not holds and self._file is None
+
+    @property
+    def _begins(self) -> bool:
+        """Whether BeginRun is in memory only."""
+        return self._begin is not None and self.refused is None and not self._saved_begin and not self.is_left
 
     @property
     def is_saved(self) -> bool:
@@ -272,12 +278,12 @@ class Outbox:
 
     def give_up(self, error: RunhistError) -> None:
         """The run cannot be recorded: forget what waits, and take nothing more."""
-        lost = self.held_events
+        lost = self.held_events + self._copies
         self.refused = error
         self._waiting.clear()
         self._behind.clear()
         self.shown.clear()
-        self.held_bytes = 0
+        self.held_bytes = self._copies = 0
         if self._file is not None:
             self._file.put_aside(str(error))
             self._file = None
@@ -286,9 +292,12 @@ class Outbox:
     def _forget_acked(self, entries: Deque[Entry]) -> None:
         # The acknowledged n is set before its events go, so an interrupt in between makes nothing be numbered anew.
         while entries and 0 < entries[0].n <= self._acked_n:
-            self.held_bytes -= len(entries.popleft().encoded)
+            entry = entries.popleft()
+            self.held_bytes -= len(entry.encoded)
+            self._copies -= entry.saved
         if not self._waiting and not self._flying and not self._behind:
             self.held_bytes = len(self._begin or b"")  # without what interrupts made it drift
+            self._copies = 0
 
     def _note_stored(self, last_n: int) -> None:
         """Events up to `last_n` are stored though their reply was lost."""
@@ -364,7 +373,8 @@ class Outbox:
         file.write("Append", b'%s,"first_n":%d,"events":[%s]}' % (self._append_head(), self._saved_n + 1, events))
         self._saved_n += len(batch)
         for entry in batch:  # in place, because a signal handler may add one at any moment
-            (self._waiting if entry in self._waiting else self._behind).remove(entry)
+            is_behind = self._behind and entry is self._behind[0]
+            (self._behind if is_behind or entry not in self._waiting else self._waiting).remove(entry)
         self.held_bytes -= sum(len(entry.encoded) for entry in batch)
 
     def _spooled_key(self) -> Optional[str]:
@@ -396,6 +406,7 @@ class Outbox:
             self._file.seal()
             self._file = None
             self._waiting.clear()  # what was read back is in the file as well
+            self._copies = 0
             self.held_bytes = len(self._begin or b"")
             self._saved_begin = False
             self.is_left = True
@@ -416,11 +427,15 @@ class Outbox:
                         entry = Entry(event["type"], encode(event), n, saved=True)
                         self._waiting.append(entry)
                         self.held_bytes += len(entry.encoded)
+                        self._copies += 1
         except (DamagedSpool, OSError, ValueError, KeyError) as error:
             text = f"the spool of run {self.run_id} cannot be read back: {error}"
             self.faults.add("DamagedSpool", error, text)
             file.put_aside(text)
             self._file = None
+            self._copies = 0
+            for copy in (*self._waiting, *self._flying):
+                copy.saved = False
             self._count_anew()
         if self._file is None or not file.has_unread:
             self._waiting.extend(self._behind)

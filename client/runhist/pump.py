@@ -120,6 +120,18 @@ class Pump:
         finally:
             self._pumping = False
 
+    def overflow(self) -> bool:
+        """Move all that is not acknowledged into the spool although the daemon is there, to be sent from there.
+
+        False where there is no spool. Raises SpoolFault: some is still in memory.
+        """
+        if self._spool is None or self._pumping:
+            return False
+        for outbox in list(self._outboxes):
+            outbox.rewind()  # what flies is sent again, and stored once
+            outbox.save(self._spool)
+        return True
+
     def saved(self, outbox: Outbox) -> bool:
         """Whether the daemon is away and all that it has not acknowledged is on the disk. May sync."""
         if outbox.is_left:

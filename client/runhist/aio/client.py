@@ -42,8 +42,8 @@ def connect(
     """The history of this user; enter it to record. Nothing is connected yet: the first run does that.
 
     The members are those of `runhist.connect`. `deadline` is how many seconds an awaited call may take; `window` how many
-    events (and 16 MiB) of all its runs may wait in memory for the daemon: past it they are faults, because no recording
-    call waits.
+    events (and 16 MiB) of all its runs may wait in memory for the daemon: past it they wait in the spool, and with `require`
+    they are faults, because no recording call waits.
     """
     setting = find_setting(errors, require, spool_bytes)
     return History(setting, namespace, errors == "raise", deadline, window)

@@ -1,8 +1,9 @@
 """Recording one run from tasks: the handle whose recording calls never wait.
 
-What is recorded waits in the history's window for the daemon; past it, an event is a fault, and so is one with more data
-than may be sent with it (1 MiB): to give that before it would be to wait. `await run.flush()` now and
-then is how a fast engine keeps pace with the daemon. See `runhist.handle` for what handles record.
+What is recorded waits in the history's window for the daemon, and past it in the spool; where there is none, or it takes
+nothing, an event is a fault. So is one with more data than may be sent with it (1 MiB): to give that before it would be to
+wait. `await run.flush()` now and then is how a fast engine keeps pace with the daemon. See `runhist.handle` for what
+handles record.
 
 Leaving the run's block waits, at most the deadline and shielded from cancellation, until all of it is stored. An
 exception that is leaving a block is never replaced by one of recording's.
@@ -168,8 +169,7 @@ class Run(RunHandle):
 
     def _make_room(self, size: int) -> bool:
         assert self._link is not None
-        with self._link.lock:
-            return self._link.has_room(size)
+        return self._link.make_room(size)
 
 
 class Opening(Generic[_R]):

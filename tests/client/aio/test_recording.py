@@ -14,6 +14,7 @@ import pytest
 from runhist import Conflict, Receipt, RunExists, StaleEpoch, Unencodable, Unreachable, aio
 from runhist.connection import Connection
 from runhist.protocol.machine import Reply
+from runhist.spool import SpoolFull
 from tests.client.conftest import Hang, Refuse, Vanish
 
 if TYPE_CHECKING:
@@ -198,9 +199,49 @@ def test_worker_threads_may_record_while_the_loop_waits(small: SmallHistory, go:
     go(main)
 
 
-def test_past_the_window_an_event_is_a_fault_and_the_end_still_passes(small: SmallHistory, go: Go) -> None:
+def test_past_the_window_events_go_to_the_spool_and_are_stored_once_in_their_order(small: SmallHistory, go: Go) -> None:
     async def main() -> None:
         async with aio.connect(deadline=LONG, window=10) as history:
+            run = await history.begin_run()
+            other = await history.begin_run()
+            small.before = on("Append", Hang())
+            expected = [f"event {i}" for i in range(100)]
+            for i in range(50):
+                run.append(f"event {i}")
+                if i % 7 == 0:
+                    other.append("x")
+                    await anyio.lowlevel.checkpoint()
+            small.before = on("Append", Vanish(after=True), times=3)
+            small.close()
+            small.open()
+            for i in range(50, 100):
+                run.append(f"event {i}")
+            receipt = await run.flush()
+            assert receipt.durable == "committed" and receipt.stored + receipt.duplicates >= 100
+            assert (await other.flush()).durable == "committed"
+            assert words(small, run) == expected and words(small, other) == ["x"] * 8
+            assert (run.faults, other.faults) == (0, 0)
+
+    go(main)
+    assert list((small.path.parent / "state" / "spool").iterdir()) == []
+
+
+def test_where_the_spool_takes_nothing_more_an_event_past_the_window_is_a_fault(small: SmallHistory, go: Go) -> None:
+    async def main() -> None:
+        async with aio.connect(deadline=LONG, window=10, spool_bytes=2000, errors="raise") as history:
+            run = await history.begin_run()
+            small.before = on("Append", Hang())
+            with pytest.raises(SpoolFull):
+                for _ in range(100):
+                    run.append("x")
+            assert run.faults == 1
+
+    go(main)
+
+
+def test_without_a_spool_an_event_past_the_window_is_a_fault_and_the_end_still_passes(small: SmallHistory, go: Go) -> None:
+    async def main() -> None:
+        async with aio.connect(deadline=LONG, window=10, require=True) as history:
             async with history.begin_run() as run:
                 for _ in range(12):
                     run.append("x")
