@@ -19,3 +19,9 @@ def go(request: pytest.FixtureRequest) -> Callable[[Callable[[], Awaitable[T]]],
         return anyio.run(function, backend=request.param)
 
     return run
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that is busy with other tests is no daemon that answers nothing."""
+    monkeypatch.setattr("runhist.pump.SILENCE_S", 60.0)
