@@ -27,15 +27,17 @@ from msgspec import Raw
 
 from runhistd.model.artifacts import DataBlob, DropBlob, KeepBlob
 from runhistd.model.decide import Append
-from runhistd.model.errors import InvalidParameter, NotAllowed, StorageFull
+from runhistd.model.errors import InvalidParameter, NoSuchBlob, NotAllowed, StorageFull
 from runhistd.model.large import part_to_keep
 from runhistd.model.lease import Claim
 from runhistd.store.blobs import UNUSED_US, BlobDropped
 from runhistd.store.contents import BLOBS_NAME, path_of, removing, sync_directory
 
+from . import json_stream
 from .sweep import Sweeper
 
 CHUNK_BYTES = 256 * 1024  # of a reply; base64 makes it a third longer
+CHECKED_BYTES = 64 * 1024  # at once: as long as others wait meanwhile
 MAX_UPLOADS = 64
 ENOSPC = (28, 122)  # ENOSPC, EDQUOT
 
@@ -141,6 +143,18 @@ class Blobs:
         """A function that gives the chunk at an offset of content that is known to be there."""
         descriptor = await trio.to_thread.run_sync(os.open, self.path_of(sha256), os.O_RDONLY)
         return _Open(descriptor).chunk
+
+    async def check_data(self, sha256: str) -> None:
+        """Return when content that is known to be there may be the data of an event. Raises Unsound, NoSuchBlob."""
+
+        def look() -> None:
+            with self.path_of(sha256).open("rb") as file:
+                json_stream.check(iter(lambda: file.read(CHECKED_BYTES), b""))
+
+        try:
+            await trio.to_thread.run_sync(look)
+        except FileNotFoundError as error:  # it was old, and went since
+            raise NoSuchBlob(sha256) from error
 
     async def collect(self, unused: list[tuple[int, bytes]]) -> int:
         """Remove what no run uses; how many files went."""

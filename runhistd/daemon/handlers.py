@@ -56,6 +56,7 @@ from .commit import Committer, Outcome, now_us
 from .follow import PAGE_BYTES, PAGE_EVENTS, Page, Tail, encode_event, encode_gap, follow
 from .inbox import INBOX_BYTES
 from .instance import Instance
+from .json_stream import Unsound
 from .liveness import Liveness
 from .reading import Readers
 from .reload import Reload
@@ -127,6 +128,16 @@ class Service:
         """The settings in force."""
         return self.reload.current
 
+    async def _check_content(self, request: Append | Claim) -> None:
+        """Refuse content that is no data. What its user has not given is refused later, and nobody is told more of it."""
+        for i, event in enumerate(request.events):
+            blob = event.data_blob
+            if blob is not None and await self.read(blobs.is_given, request.uid, blob.sha256):
+                try:
+                    await self.blobs.check_data(blob.sha256)
+                except Unsound as fault:
+                    raise InvalidParameter(f"events[{i}].data_blob") from fault
+
     async def _keep_and_ask(self, requests: list[Request]) -> list[Outcome]:
         """Have requests committed, their large data kept first, and wait for what became of them."""
         kept = []
@@ -157,7 +168,7 @@ class Service:
         self._refuse_when_stopping()
         self._refuse_when_damaged(call.method)
         request = make_request(self, connection.peer, call.parameters)
-        if call.size > self.config.inline_limit:
+        if call.size > self.config.inline_limit or names_content(request):
             request = await self._keep_large(request)
         events = len(request.events) if isinstance(request, Append | Claim | Import) else 0
         self.committer.submit(request, reply, call.size + events * EVENT_OVERHEAD_BYTES)
@@ -165,6 +176,7 @@ class Service:
 
     async def _keep_large(self, request: Request) -> Request:
         if isinstance(request, Append | Claim):
+            await self._check_content(request)
             return await self.blobs.keep_large(request, self.config.inline_limit)
         return request
 
@@ -241,6 +253,11 @@ def status_of(service: Service) -> str:
         f"{state_of(service)} in {service.instance.database}, position {service.tail.position}, "
         f"{len(service.connections)} connections{faulty}"
     )
+
+
+def names_content(request: Request) -> bool:
+    """Whether the data of one of its events is content that was given before."""
+    return isinstance(request, Append | Claim) and any(event.data_blob is not None for event in request.events)
 
 
 def append_request(service: Service, peer: Peer, parameters: Raw) -> Append:

@@ -105,6 +105,11 @@ def size_of(connection: apsw.Connection, uid: int, namespace: str, run_id: str, 
     return size
 
 
+def is_given(connection: apsw.Connection, uid: int, sha256: str) -> bool:
+    """Whether the user has given that content."""
+    return connection.execute(sql.FIND_BLOB, (uid, bytes.fromhex(sha256))).get is not None
+
+
 def unused(connection: apsw.Connection, now_us: int) -> list[tuple[int, bytes]]:
     """Whose blobs may go."""
     rows = connection.execute(sql.UNUSED_BLOBS, (now_us - UNUSED_US,))

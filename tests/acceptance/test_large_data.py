@@ -136,6 +136,15 @@ def test_content_that_was_not_given_or_is_of_another_size_is_no_data(made: Made)
     assert len(made.events("r")) == 1
 
 
+@pytest.mark.parametrize("content", [b"", b"no JSON", b"[1]", b'{"a":1', b'{"a":"\xff"}', b'{"a":1e999}'])
+def test_content_that_no_reader_could_take_is_no_data(made: Made, content: bytes) -> None:
+    epoch = made.begin("r")
+    blob = {"sha256": made.put(content), "size": len(content)}
+    with pytest.raises(InvalidParameter, match=r"events\[0\].data_blob is wrong"):
+        made.append("r", epoch, "a", "note", data_blob=blob)
+    assert len(made.events("r")) == 1
+
+
 def test_a_key_with_the_same_data_is_a_duplicate_wherever_that_lies(made: Made, wait_until: Wait) -> None:
     data = padded(100_000)
     epoch = made.begin("r")
