@@ -52,7 +52,7 @@ def add_commands(commands: Any) -> None:
 
 def run_install(chosen: argparse.Namespace) -> int:
     """Install, and say what was done and what comes next."""
-    from .install import Steps, install
+    from .install import Steps, install, state_of
     from .target import refuse_unfit
 
     def act(target: Target, steps: Steps) -> None:
@@ -62,10 +62,11 @@ def run_install(chosen: argparse.Namespace) -> int:
             tell(f"{target.name}: all is as it should be\n")
         if target.hint:
             tell(f"note     {target.hint}\n")
-        wanted = [flag for flag, given in (("--enable", chosen.enable), ("--now", chosen.now)) if not given]
+        stands = state_of(target)
+        wanted = [flag for flag, is_so in (("--enable", stands["enabled"]), ("--now", stands["active"])) if not is_so]
         if wanted and not chosen.dry_run:
             scope = " --system" if chosen.scope == "system" else ""
-            tell(f"next     runhistd service status{scope}, or install{scope} {' '.join(wanted)} to start it\n")
+            tell(f"next     runhistd service install{scope} {' '.join(wanted)}\n")
 
     return carry_out(chosen, act)
 

@@ -42,7 +42,9 @@ def main_pid(box: Box) -> int:
 
 
 def test_the_users_first_client_starts_the_daemon_which_is_reached_at_both_places(box: Box) -> None:
-    box.run(INSTALL, USER)
+    told = box.run(f"{PLACE}/bin/runhistd service install", USER).stdout
+    assert told.endswith("next     runhistd service install --enable --now\n")
+    assert "next" not in box.run(INSTALL, USER).stdout
     assert box.show("runhistd.service", "ActiveState", USER) == "inactive"
     record(box)
     sockets = [f"/run/user/{UID}/runhist/dev.runhist.History", f"{STATE}/dev.runhist.History"]
