@@ -9,21 +9,23 @@ import that was interrupted, or a later export of the same run, goes on behind i
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 from uuid import UUID
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from .decide import Accepted
 from .errors import InvalidParameter, NotAllowed
 from .events import TERMINAL_STATUS, Count, Event, Positive, RunSpec, kind_of, payload_of
 
+Seq = Annotated[int, Meta(ge=1, le=2**53)]  # so that there is room for what comes behind, also where seqs are missing
 _AFTER_THE_END = frozenset({"note", "artifact"})
 
 
 class ImportedEvent(Event, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True, gc=False):
     """An event with what the history that recorded it has given it."""
 
-    seq: Positive
+    seq: Seq
     received_us: Count
     writer: UUID | None = None
     n: Positive | None = None

@@ -194,9 +194,13 @@ class Recomputed:
     def _skip_gap(self, seq: int) -> None:
         """Take the events before `seq` for dropped, as far as a compaction may have dropped them."""
         head = self.head
-        while head.last_seq + 1 < seq and any(first <= head.last_seq + 1 <= last for first, last in self.gaps):
-            head.last_seq += 1
-            self.missing -= 1
+        while head.last_seq + 1 < seq:
+            skipped = max((last for first, last in self.gaps if first <= head.last_seq + 1 <= last), default=None)
+            if skipped is None:
+                return
+            skipped = min(skipped, seq - 1)
+            self.missing -= skipped - head.last_seq
+            head.last_seq = skipped
 
     def tables(self) -> dict[str, Any]:
         """What the tables must hold, by a name that tells a person where it is."""

@@ -185,6 +185,7 @@ def test_a_file_that_is_no_export_is_told_with_its_line(line: str, told: str, em
     "change",
     [
         {"seq": 7},
+        {"seq": 2**53 + 1},
         {"kind": "unheard"},
         {"data": {"workflow": 5}},
         {"received_us": -1},
@@ -204,6 +205,22 @@ def test_an_event_that_cannot_be_one_is_refused_with_its_field(
     assert ended.returncode == 4
     assert "events[0]" in ended.stdout
     assert runhist(empty, "list", "-q").stdout == ""
+
+
+def test_a_seq_that_is_far_off_costs_nobody_any_time(empty: Daemon, tmp_path: Path) -> None:
+    name = {"namespace": "default", "run_id": "r"}
+    far = 2**53 - 10
+    begun = {**name, "seq": 1, "type": "run.started", "received_us": 1, "data": {"run_id": "r"}}
+    late = {**name, "seq": far, "type": "note", "received_us": 1, "data": {}}
+    run = {**name, "status": "running", "last_seq": far, "pinned": False}
+    lines = [json.dumps({"v": 1, kind: one}) for kind, one in (("run", run), ("event", begun), ("event", late))]
+    (tmp_path / "x.jsonl").write_text("\n".join(lines) + "\n")
+    runhist(empty, "import", "jsonl", tmp_path / "x.jsonl")
+    with connect(empty) as connection:
+        assert len(connection.call("GetEvents", {"run_id": "r"})["events"]) == 2
+    empty.stop()
+    checked = subprocess.run([RUNHIST[0], "-m", "runhistd", "verify"], env=empty.env, timeout=30)
+    assert checked.returncode == 0
 
 
 def test_export_takes_names_and_filters_the_oldest_first(filled: Daemon, tmp_path: Path) -> None:
