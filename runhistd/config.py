@@ -200,7 +200,13 @@ class Config:
     # How long the write-ahead log may get while something reads; then the reading is cut off.
     wal_bytes: Annotated[int, Whole(MIB, 1024 * 1024 * MIB)] = 1024 * MIB
     # How many clients may be connected at the same time.
-    connections: Annotated[int, Whole(1, 100_000)] = 500
+    connections: Annotated[int, Whole(1, 100_000)] = 1000
+    # How many of them may be one user's.
+    connections_per_user: Annotated[int, Whole(1, 100_000)] = 500
+    # How many runs a user may have; then no other begins until some are deleted.
+    runs_per_user: Annotated[int | None, Cap()] = None
+    # How many bytes of events and of content a user may have; then nothing is taken but the ends of runs.
+    bytes_per_user: Annotated[int | None, Cap()] = None
     # The group whose members see the runs of all users of the system's daemon, and change none; none: only root does.
     admin_group: Annotated[str, Group()] = ""
     # After how long without a connection a process counts as dead of which the kernel tells nothing, in seconds.
@@ -228,6 +234,7 @@ class Config:
 TABLES: Mapping[str, tuple[str, ...]] = {
     "limits": (
         *("frame_bytes", "event_bytes", "inline_limit", "queue_bytes", "queue_bytes_per_user", "wal_bytes", "connections"),
+        *("connections_per_user", "runs_per_user", "bytes_per_user"),
     ),
     "retention": (
         *("max_runs_per_agent", "max_age_days", "max_bytes", "incomplete_grace_days", "interval_s"),

@@ -45,7 +45,7 @@ def members(cls: Any) -> set[str]:
         *((cls.__name__, cls) for cls in (views.Run, views.RunDetail, views.Step, views.UsageRow, views.UsageTotals)),
         *((cls.__name__, cls) for cls in (views.Gate, views.StatusCount, views.Delayed, events.Event, events.StoredEvent)),
         *((cls.__name__, cls) for cls in (artifacts.DataBlob, importing.ImportedEvent, publish.Published)),
-        *((cls.__name__, cls) for cls in (views.ConfigStatus, views.ConfigFault, views.Gap, views.Trouble)),
+        *((cls.__name__, cls) for cls in (views.ConfigStatus, views.ConfigFault, views.Gap, views.Trouble, views.Share)),
         *((cls.__name__, cls) for cls in (views.Retained, views.RetentionStatus, views.ArtifactRow)),
         *((cls.__name__, cls) for cls in (views.Interrupted, events.Usage, events.RunSpec, calls.Cursor)),
     ],

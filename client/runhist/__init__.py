@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from .protocol.errors import NotAllowed as NotAllowed
     from .protocol.errors import PermissionDenied as PermissionDenied
     from .protocol.errors import PositionExpired as PositionExpired
+    from .protocol.errors import QuotaExceeded as QuotaExceeded
     from .protocol.errors import Refusal as Refusal
     from .protocol.errors import RunClosed as RunClosed
     from .protocol.errors import RunExists as RunExists
@@ -75,7 +76,8 @@ _NAMES = {
     "protocol.errors": (
         *("Busy", "Conflict", "Damaged", "InternalError", "InvalidParameter", "LeaseHeld", "NoSuchRun", "NotAllowed"),
         "PermissionDenied",
-        *("PositionExpired", "Refusal", "RunClosed", "RunExists", "RunhistError", "SequenceGap", "ShuttingDown"),
+        *("PositionExpired", "QuotaExceeded", "Refusal", "RunClosed", "RunExists", "RunhistError", "SequenceGap"),
+        "ShuttingDown",
         *("StaleEpoch", "StaleTeamEpoch", "StatusChanged", "StorageFull", "TooLarge"),
     ),
     "reading": ("Follower", "RunReader"),

@@ -19,10 +19,10 @@ from typing import Any, Dict, List, Optional
 from .connection import Connection, Unreachable
 from .identity import NAMESPACE, Namer, boot_id, open_pidfd
 from .paths import SocketChoice, user_sockets
-from .protocol.errors import Busy, Damaged, InvalidParameter, NoSuchRun, Refusal, ShuttingDown, StorageFull
+from .protocol.errors import Busy, Damaged, InvalidParameter, NoSuchRun, QuotaExceeded, Refusal, ShuttingDown, StorageFull
 from .spool import OPEN, SEALED, DamagedSpool, Header, SpooledRequest, quarantine, read_spool
 
-_PASSING = (StorageFull, Damaged, ShuttingDown, Busy)
+_PASSING = (StorageFull, QuotaExceeded, Damaged, ShuttingDown, Busy)
 
 
 def is_needed(socket: Path) -> bool:

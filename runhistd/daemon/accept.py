@@ -12,6 +12,7 @@ from runhistd.model.errors import Busy, PermissionDenied
 from .handlers import Service
 from .listen import Endpoint
 from .server import Connection, turn_away
+from .shares import is_full
 
 logger = logging.getLogger("runhistd.accept")
 
@@ -41,7 +42,7 @@ async def accept(service: Service, endpoint: Endpoint, nursery: trio.Nursery) ->
         if peer is None:
             nursery.start_soon(turn_away, stream, PermissionDenied())
             continue
-        if len(service.connections) >= service.config.connections:
+        if is_full(service, peer):
             peer.process.close()
             nursery.start_soon(turn_away, stream, Busy(RETRY_AFTER_US))
             continue

@@ -17,6 +17,7 @@ import binascii
 import contextlib
 import hashlib
 import os
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from msgspec import Raw
 
 from runhistd.model.artifacts import DataBlob, DropBlob, KeepBlob
 from runhistd.model.decide import Append
-from runhistd.model.errors import InvalidParameter, NoSuchBlob, NotAllowed, StorageFull
+from runhistd.model.errors import InvalidParameter, NoSuchBlob, NotAllowed, QuotaExceeded, StorageFull
 from runhistd.model.large import part_to_keep
 from runhistd.model.lease import Claim
 from runhistd.store.blobs import UNUSED_US, BlobDropped
@@ -38,7 +39,7 @@ from .sweep import Sweeper
 
 CHUNK_BYTES = 256 * 1024  # of a reply; base64 makes it a third longer
 CHECKED_BYTES = 64 * 1024  # at once: as long as others wait meanwhile
-MAX_UPLOADS = 64
+MAX_UPLOADS = 64  # of one user
 ENOSPC = (28, 122)  # ENOSPC, EDQUOT
 
 
@@ -57,9 +58,9 @@ class _Upload:
 
 
 class Blobs:
-    """The blob directory of one state directory."""
+    """The blob directory of one state directory. `check_size` raises QuotaExceeded when a user may not have so much more."""
 
-    def __init__(self, state_dir: Path, sweeper: Sweeper) -> None:
+    def __init__(self, state_dir: Path, sweeper: Sweeper, check_size: Callable[[int, int], None]) -> None:
         self.on_full: Callable[[], None] = lambda: None
         """Called when content is refused because the disk is full."""
         self._directory = state_dir / BLOBS_NAME
@@ -67,7 +68,8 @@ class Blobs:
         self._sweeper = sweeper
         self._uploads: dict[tuple[int, str], _Upload] = {}
         self._files_and_rows = trio.Lock()
-        self._uploading = trio.Lock()
+        self._uploading: defaultdict[int, trio.Lock] = defaultdict(trio.Lock)
+        self._check_size = check_size
         for path in self._incoming.glob("*"):  # of a daemon that was killed; nobody can go on with it
             _unlink(path)
 
@@ -78,24 +80,25 @@ class Blobs:
     async def put(self, uid: int, upload: str, offset: int, encoded: str, *, done: bool) -> tuple[int, str | None]:
         """Take the chunk that begins at `offset`; with `done` keep the whole. The size so far, and the hash when kept.
 
-        Raises InvalidParameter, NotAllowed and StorageFull; then the upload is at an end.
+        Raises InvalidParameter, NotAllowed, StorageFull and QuotaExceeded; then the upload is at an end.
         """
         try:
             chunk = base64.b64decode(encoded, validate=True)
         except (binascii.Error, ValueError) as error:
             raise InvalidParameter("base64") from error
         name = (uid, upload)
-        async with self._uploading:
+        async with self._uploading[uid]:
             try:
                 found = self._uploads.get(name)
                 if found is None:
                     if offset:
                         raise InvalidParameter("offset")  # of an upload that is not known (any more)
-                    if len(self._uploads) >= MAX_UPLOADS:
-                        self._end(next(iter(self._uploads)))  # the oldest: it may be of a client that is gone
+                    if len(own := self._uploads_of(uid)) >= MAX_UPLOADS:
+                        self._end(own[0])  # the oldest: it may be of a client that is gone
                     found = self._uploads[name] = await trio.to_thread.run_sync(self._begin)
                 if offset != found.size:
                     raise InvalidParameter("offset")
+                self._check_size(uid, len(chunk) + sum(self._uploads[one].size for one in self._uploads_of(uid)))
                 await trio.to_thread.run_sync(_add, found, chunk)
                 if not done:
                     return found.size, None
@@ -112,8 +115,12 @@ class Blobs:
                 self._end(name)
                 raise
 
+    def _uploads_of(self, uid: int) -> list[tuple[int, str]]:
+        """The names of the user's uploads, oldest first."""
+        return [name for name in self._uploads if name[0] == uid]
+
     async def keep_large(self, request: Append | Claim, limit_bytes: int) -> Append | Claim:
-        """The request with its data above that limit kept here. Raises InvalidParameter, StorageFull.
+        """The request with its data above that limit kept here. Raises InvalidParameter, StorageFull, QuotaExceeded.
 
         Should it be refused, the content is unused, and goes like all that is.
         """
@@ -193,9 +200,13 @@ class Blobs:
 
     async def _keep(self, uid: int, upload: _Upload) -> str:
         sha256 = upload.digest.digest()
-        async with self._files_and_rows:
-            await trio.to_thread.run_sync(self._rename, upload, sha256.hex())
-            await self._sweeper.ask(KeepBlob(uid, sha256, upload.size))
+        try:
+            async with self._files_and_rows:
+                await trio.to_thread.run_sync(self._rename, upload, sha256.hex())
+                await self._sweeper.ask(KeepBlob(uid, sha256, upload.size))
+        except QuotaExceeded:
+            await self.collect([(uid, sha256)])
+            raise
         return sha256.hex()
 
     def _rename(self, upload: _Upload, sha256: str) -> None:

@@ -49,6 +49,7 @@ from runhistd.store.leases import Begun, Buried, Claimed, Released
 from runhistd.store.live import Shown
 from runhistd.store.log import Appended, Batch, EventLog, Failed, Request
 from runhistd.store.prune import Outcome as Removed
+from runhistd.store.tally import Tally
 
 from .fair import Fair
 from .instance import Instance
@@ -160,6 +161,11 @@ class Committer:
         self._queued_writes += _is_write(request)
         if self._queued_writes >= self._wanted_writes:
             self._arrived.set()
+
+    @property
+    def tally(self) -> Tally | None:
+        """What each user has stored, and may; None when the history may only be read."""
+        return None if self._log is None else self._log.tally
 
     def queued_bytes_of(self, uid: int) -> int:
         """What a user has waiting."""

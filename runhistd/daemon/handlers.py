@@ -7,10 +7,12 @@ of a few read-only connections, and answers with the wire's own types.
 from __future__ import annotations
 
 import base64
+import functools
 import os
 import re
 import shutil
 import time
+from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, TypeVar
 
@@ -61,6 +63,7 @@ from .liveness import Liveness
 from .reading import Readers
 from .reload import Reload
 from .server import PUBLISH, Connection, Peer, Reply
+from .shares import check_content, shares_of, shortages_of
 from .spool import Spools
 from .sweep import Asked, Sweeper
 from .users import Users, whose
@@ -104,7 +107,7 @@ class Service:
         self.tail = tail
         self.liveness = liveness
         self.sweeper = Sweeper(committer.submit, self._collect_blobs)
-        self.blobs = Blobs(instance.state_dir, self.sweeper)
+        self.blobs = Blobs(instance.state_dir, self.sweeper, functools.partial(check_content, self))
         self.blobs.on_full = lambda: committer.space.note_refused(1, now_us())
         clocks = RememberedClocks(Clocks(), instance.state_dir / CLOCKS_NAME)
         self.collector = Collector(lambda: self.config, self._garbage, self.sweeper, clocks.trusted)
@@ -118,6 +121,7 @@ class Service:
         self.damage: DamagedDatabase | None = None
         self._damaged = trio.Event()
         self.large_frame = trio.Lock()
+        self.large_frame_of: defaultdict[int, trio.Lock] = defaultdict(trio.Lock)
         self.budget = Budget(self.config.queue_bytes // 2)
         self.stopping = trio.Event()
         self.started_us = now_us()
@@ -471,11 +475,12 @@ async def get_status(service: Service, peer: Peer, call: calls.GetStatus) -> Any
             "database": str(database),
             "database_bytes": database.stat().st_size if database.exists() else 0,
             "wal_bytes": wal.stat().st_size if wal.exists() else 0,
-            "troubles": troubles_of(service),
+            "troubles": [*troubles_of(service), *shortages_of(service, peer.uid)],
             "free_bytes": shutil.disk_usage(database.parent).free,
             "sockets": service.sockets,
             "connections": len(service.connections),
             "followers": sum(connection.stream_ended is not None for connection in service.connections),
+            "shares": shares_of(service, peer.uid),
             "config": service.reload.status(),
             "blobs": blob_count,
             "blob_bytes": blob_bytes,

@@ -15,6 +15,7 @@ from pathlib import Path
 import trio
 
 from runhistd.config import Config
+from runhistd.model.quota import Quota
 from runhistd.store.database import DamagedDatabase, DiskFull, StorageFault, open_reader, read_history
 from runhistd.store.log import Batch, EventLog
 
@@ -111,7 +112,12 @@ def assemble(
     def on_beat() -> None:
         notifier.beat(status_of(service))
 
+    def set_quota(config: Config) -> None:
+        if log is not None:
+            log.tally.quota = Quota(config.runs_per_user, config.bytes_per_user)
+
     def on_reload(config: Config) -> None:
+        set_quota(config)
         committer.configure(Bounds.of(config))
         service.budget.limit_bytes = config.queue_bytes // 2
         liveness.configure(grace_s=config.disconnect_grace_s, max_pidfds=descriptors_to_spare(config.connections))
@@ -119,6 +125,7 @@ def assemble(
 
     committer = Committer(log, instance, space, Bounds.of(config), on_commit, notifier.beat_s, on_beat)
     service = Service(instance, reload, instance_id, committer, tail, liveness, doors.serves_all)
+    set_quota(config)
     reload.applied = on_reload
     space.on_full = service.collector.reschedule
     committer.on_long_wal = service.readers.end_all

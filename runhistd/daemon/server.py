@@ -314,7 +314,8 @@ class Connection:
     async def _receive_large(self) -> None:
         """Receive the rest of a large frame."""
         self._note_held()
-        async with self._service.large_frame:
+        # One of each user waits with the others', so that nobody has more turns than anybody else.
+        async with self._service.large_frame_of[self.peer.uid], self._service.large_frame:
             remaining_s = LARGE_FRAME_S
             while not self.machine.framing.is_ready:
                 await self._wait_room()

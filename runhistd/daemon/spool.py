@@ -33,6 +33,7 @@ from runhist.spool import OPEN, SEALED, DamagedSpool, Header, SpooledRequest, qu
 from runhistd.model.errors import (
     Damaged,
     NoSuchRun,
+    QuotaExceeded,
     Refusal,
     RunDeleted,
     ShuttingDown,
@@ -57,7 +58,7 @@ UNBEGUN_S = 60.0  # how old an open file without a header must be, for its write
 
 NO_FILE = frozenset({errno.ELOOP, errno.ENXIO, errno.EACCES, errno.EPERM})  # a symbolic link, a socket, not for us
 
-_PASSING = (StorageFull, Damaged, ShuttingDown)
+_PASSING = (StorageFull, QuotaExceeded, Damaged, ShuttingDown)
 _OF_THE_RUN = (StaleEpoch, StaleTeamEpoch, RunDeleted)  # whatever follows is refused too
 
 Ask = Callable[[list[Request]], Awaitable[list[Outcome]]]

@@ -128,6 +128,13 @@ class Busy(Refusal):
         super().__init__(retry_after_us=retry_after_us)
 
 
+class QuotaExceeded(Refusal):
+    """The user would have more stored than the setting `what` allows, which is `limit`."""
+
+    def __init__(self, what: str, limit: int) -> None:
+        super().__init__(what=what, limit=limit)
+
+
 class ShuttingDown(Refusal):
     """The daemon is stopping; the request was not carried out."""
 

@@ -253,6 +253,15 @@ class EventFilter:
 
 
 @frozen
+class Share:
+    """What a user takes of what the setting `what` allows each user; no limit is None."""
+
+    what: str
+    used: int
+    limit: int | None
+
+
+@frozen
 class Trouble:
     """Something that somebody must see to, and the command that shows more or mends it."""
 

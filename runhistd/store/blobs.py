@@ -7,7 +7,7 @@ artifact or the event that uses it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import apsw
 import msgspec
@@ -20,6 +20,7 @@ from ..model.views import ArtifactRow
 from . import sql
 from .heads import CachedRun
 from .paging import page_of
+from .tally import Tally
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,17 +38,20 @@ class BlobDropped(Struct, frozen=True):
     unlink: bool
 
 
-def keep(connection: apsw.Connection, request: KeepBlob, now_us: int) -> BlobKept:
-    """Note that the user has given this content; again counts as new."""
+def keep(connection: apsw.Connection, tally: Tally, request: KeepBlob, now_us: int) -> BlobKept:
+    """Note that the user has given this content; again counts as new. Raises QuotaExceeded."""
+    if connection.execute(sql.FIND_BLOB, (request.uid, request.sha256)).get is None:
+        tally.quota.check_bytes(tally.of(request.uid), request.size)
+        tally.add(request.uid, size=request.size)
     connection.execute(sql.KEEP_BLOB, (request.uid, request.sha256, request.size, now_us))
     return BlobKept()
 
 
-def drop(connection: apsw.Connection, request: DropBlob, now_us: int) -> BlobDropped:
+def drop(connection: apsw.Connection, tally: Tally, request: DropBlob, now_us: int) -> BlobDropped:
     """Forget content that is still unused."""
-    connection.execute(sql.DROP_BLOB, (request.uid, request.sha256, now_us - UNUSED_US))
-    if not connection.changes():
-        return BlobDropped(False)
+    dropped: list[Any] = connection.execute(sql.DROP_BLOB, (request.uid, request.sha256, now_us - UNUSED_US)).fetchall()
+    for (size,) in dropped:
+        tally.add(request.uid, size=-size)
     return BlobDropped(connection.execute(sql.HOLDERS_OF_BLOB, (request.sha256,)).get == 0)
 
 

@@ -32,7 +32,8 @@ class Imported(Struct, frozen=True):
 
 
 def take_in(log: EventLog, request: Import) -> Imported:
-    """Store what is new of the request. Raises Conflict where something else is stored, RunExists, and the like."""
+    """Store what is new of the request. Raises Conflict where something else is stored, RunExists, QuotaExceeded,
+    and the like."""
     name = (request.uid, request.namespace, request.run_id)
     run = log.heads.find(name)
     last_seq = 0 if run is None else run.head.last_seq
@@ -45,6 +46,10 @@ def take_in(log: EventLog, request: Import) -> Imported:
     if run is not None and run.lease.key != request.import_key.bytes:
         raise RunExists(request.namespace, request.run_id)
     accepted = accept_imported(request, fresh, last_seq, run is not None and run.head.status in TERMINAL)
+    stored = log.tally.of(request.uid)
+    if run is None:
+        log.tally.quota.check_run(stored, 0)
+    log.tally.quota.check_events(stored, accepted)
     log.check_blobs(request.uid, accepted)
     _check_keys(log, run, fresh)
     if run is None:

@@ -26,6 +26,7 @@ from ..model.holder import Holder
 from ..model.importing import Import, ImportedEvent
 from ..model.lease import Begin, Claim, Death, Fence, Lease, Release, check_team, resumed_event
 from ..model.publish import Publish
+from ..model.quota import bytes_of
 from ..model.removal import Delete
 from ..model.run import Head, applied, fold
 from . import blobs, imports, leases, live, prune, sql
@@ -41,6 +42,7 @@ from .database import (
     telling_damage,
 )
 from .heads import CachedRun, Heads, Name, encode
+from .tally import Tally
 
 _STORAGE_ERRORS = (apsw.IOError, apsw.ReadOnlyError, apsw.CantOpenError)
 FOREIGN_EPOCH = 0  # never granted: of a lease_key that is not that of the run's newest lease
@@ -120,6 +122,7 @@ class EventLog:
         self._events: list[Committed] = []
         self._rows: list[tuple[object, ...]] = []
         self._shown: list[live.Live] = []
+        self.tally = Tally(connection)
         self.wal_bytes = 0
         connection.set_wal_hook(self._measure_wal)
 
@@ -231,8 +234,10 @@ class EventLog:
             return Batch(outcomes, shown=self._take_shown())
         self._connection.executemany(sql.INSERT_EVENT, self._rows)
         self.heads.save()
+        self.tally.save()
         self._connection.execute(sql.SAVE_COUNTERS, msgspec.structs.astuple(self._pending))
         self._connection.execute("COMMIT")
+        self.tally.committed()
         held = [Held(*run.name, frozenset(run.lease.holders)) for run in self.heads.changed_leases()]
         self.heads.committed()
         self._counters = self._pending
@@ -251,7 +256,9 @@ class EventLog:
         except Refusal as refusal:
             self._connection.execute("ROLLBACK")
             return Batch([refusal])
+        self.tally.save()
         self._connection.execute("COMMIT")
+        self.tally.committed()
         done = Batch([outcome])
         if isinstance(outcome, prune.Compacted):
             done.deleted = outcome.events > 0
@@ -283,6 +290,7 @@ class EventLog:
         if self._connection.in_transaction:
             self._connection.execute("ROLLBACK")
         self.heads.clear()
+        self.tally.roll_back()
         self._pending = self._counters
         self._events, self._rows, self._shown = [], [], []
 
@@ -304,6 +312,7 @@ class EventLog:
         self._pending = Counters(counters.position, counters.epoch, counters.run + 1)
         run = CachedRun(self._pending.run, name, lease, Head(epoch=self.next_epoch()))
         self.heads.add(run)
+        self.tally.add(run.name[0], runs=1)
         return run
 
     def next_epoch(self) -> int:
@@ -357,6 +366,7 @@ class EventLog:
         last_n = self.last_n(run, request.writer)
         fresh = decide(run.head, request, last_n, self.stored_keys(run, request.events), lease.state, lease.owner_pid)
         if fresh:
+            self.tally.quota.check_events(self.tally.of(request.uid), fresh)
             self.check_blobs(request.uid, fresh)
             check_team(run.head, self.heads.team_epoch(request.uid, run.head.team_run_id))
             self.join(run, request.holder if request.epoch is not None else None)
@@ -428,6 +438,7 @@ class EventLog:
             blobs.note_use(self._connection, run, sha256)
         if event.key is not None:
             run.new_keys[event.key] = StoredKey(event.seq, content_of(sent, event.kind))
+        self.tally.add(uid, size=bytes_of(event))
         self._rows.append(event_row(run.number, event))
         self._events.append(Committed(uid, run.number, head.agent_id, head.team_run_id, event))
 

@@ -68,14 +68,14 @@ def carry_out(log: EventLog, connection: apsw.Connection, request: Removal, now_
     if isinstance(request, Delete):
         return _delete(log, connection, request, now_us)
     if isinstance(request, KeepBlob):
-        return blobs.keep(connection, request, now_us)
+        return blobs.keep(connection, log.tally, request, now_us)
     if isinstance(request, DropBlob):
-        return blobs.drop(connection, request, now_us)
+        return blobs.drop(connection, log.tally, request, now_us)
     if isinstance(request, Compact):
         return _compact(log, connection, request)
     if isinstance(request, Pin):
         return _pin(log, connection, request, now_us)
-    return _clear(connection)
+    return _clear(log, connection)
 
 
 def check_not_deleted(connection: apsw.Connection, name: Name, lease_key: bytes | None = None) -> None:
@@ -98,6 +98,7 @@ def _delete(log: EventLog, connection: apsw.Connection, request: Delete, now_us:
     connection.execute(sql.DELETE_RUN, (run.number,))
     connection.execute(sql.DELETE_PIN, (run.number,))
     log.heads.drop(run)
+    log.tally.add(request.uid, runs=-1)
     return Deleted(True)
 
 
@@ -112,9 +113,10 @@ def _compact(log: EventLog, connection: apsw.Connection, request: Compact) -> Co
     rows: list[Any] = sorted(connection.execute(sql.DROP_EVENTS, wanted).fetchall(), key=lambda row: int(row[0]))
     more = len(rows) == CHUNK_ROWS
     nothing = (None, None, None)
-    (first_seq, first_position, _), (last_seq, last_position, _) = (rows[0], rows[-1]) if rows else (nothing, nothing)
+    (first_seq, first_position, *_), (last_seq, last_position, *_) = (rows[0], rows[-1]) if rows else (nothing, nothing)
     gap = (first_seq, last_seq, first_position, last_position)
-    blobs.end_uses(connection, run, [sha256 for _, _, sha256 in rows if sha256 is not None])
+    blobs.end_uses(connection, run, [sha256 for _, _, sha256, _ in rows if sha256 is not None])
+    log.tally.add(request.uid, size=-sum(size for *_, size in rows))
     connection.execute(sql.SAVE_COMPACTION, (run.number, request.kind, len(rows), *gap, not more))
     return Compacted(more, len(rows))
 
@@ -130,15 +132,19 @@ def _pin(log: EventLog, connection: apsw.Connection, request: Pin, now_us: int) 
     return Pinned()
 
 
-def _clear(connection: apsw.Connection) -> Cleared:
-    row = connection.execute(sql.UNCLEARED).fetchone()
+def _clear(log: EventLog, connection: apsw.Connection) -> Cleared:
+    row: Any = connection.execute(sql.UNCLEARED).fetchone()
     if row is None:
         return _shrink(connection)
+    run, uid = row
     for part in sql.CLEAR_PARTS:
-        rows: list[Any] = connection.execute(part, {"run": row[0], "limit": CHUNK_ROWS}).fetchall()
+        rows: list[Any] = connection.execute(part, {"run": run, "limit": CHUNK_ROWS}).fetchall()
         if rows:
-            return Cleared(True, sum(size for (size,) in rows))
-    connection.execute(sql.SET_CLEARED, row)
+            size = sum(row[0] for row in rows)
+            if part == sql.CLEAR_EVENTS:
+                log.tally.add(uid, size=-size)
+            return Cleared(True, size)
+    connection.execute(sql.SET_CLEARED, (run,))
     _merge_tombstones(connection)
     return Cleared(True)
 

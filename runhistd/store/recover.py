@@ -113,13 +113,14 @@ def build(source: Path, stage: Path, now_us: int, progress: Progress) -> Recover
 
 
 def keep_contents(connection: apsw.Connection, directory: Path, now_us: int) -> Content:
-    """Note which content is used and there; returns its names and sizes."""
+    """Note which content is used and there, and then what each user has; returns the names and sizes of the content."""
     with connection:
         connection.execute(sql.SALVAGE_USES)
         for uid, sha256 in connection.execute(sql.SALVAGED_USES).fetchall():
             path = path_of(directory, bytes(sha256).hex())  # type: ignore[arg-type]
             if path.is_file():
                 connection.execute(sql.KEEP_BLOB, (uid, sha256, path.stat().st_size, now_us))
+        connection.execute(sql.RECOUNT_USERS)
         rows: list[Any] = connection.execute(sql.VERIFY_BLOBS).fetchall()
     return [(sha256.hex(), size) for sha256, size in rows]
 

@@ -1,4 +1,4 @@
--- The tables of a history, version 4. Times are microseconds since 1970, UTC. JSON is text.
+-- The tables of a history, version 6. Times are microseconds since 1970, UTC. JSON is text.
 
 -- One row: which database this is, and the counters that only grow, whatever is deleted. At positions up to `low_water`
 -- events may be missing of which no tombstone tells any more.
@@ -227,3 +227,10 @@ CREATE TABLE blob_uses (
   PRIMARY KEY (run, sha256)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX blob_uses_by_blob ON blob_uses (sha256);
+
+-- How many runs each user has, and how many bytes of events and of content: what limits per user are held against.
+CREATE TABLE users (
+  uid INTEGER PRIMARY KEY,
+  runs INTEGER NOT NULL,
+  bytes INTEGER NOT NULL
+) STRICT;

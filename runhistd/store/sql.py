@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from ..model.quota import EVENT_BYTES
+
 # --- the log ---
 
 READ_HISTORY: Final = "SELECT instance_id, position, epoch, run FROM history"
@@ -142,12 +144,18 @@ INSERT_PIN: Final = "INSERT OR IGNORE INTO pins (run, pinned_us) VALUES (?, ?)"
 FIND_TOMBSTONE: Final = """
 SELECT lease_key, rule, deleted_us FROM tombstones WHERE uid = ? AND namespace = ? AND run_id = ? ORDER BY run DESC
 """
-UNCLEARED: Final = "SELECT run FROM tombstones WHERE cleared = 0 ORDER BY run LIMIT 1"
+UNCLEARED: Final = "SELECT run, uid FROM tombstones WHERE cleared = 0 ORDER BY run LIMIT 1"
 SET_CLEARED: Final = "UPDATE tombstones SET cleared = 1 WHERE run = ?"
+# What an event counts for: `bytes_of` in the model says why.
+_EVENT_BYTES: Final = f"""octet_length(data) + coalesce(octet_length(usage), 0) + coalesce(octet_length(key), 0)
+  + {EVENT_BYTES}"""
 # The parts of a run, each with how its next rows are removed; what they return adds up to bytes.
+CLEAR_EVENTS: Final = f"""
+DELETE FROM events WHERE position IN (SELECT position FROM events WHERE run = :run ORDER BY seq LIMIT :limit)
+RETURNING {_EVENT_BYTES}
+"""  # noqa: S608
 CLEAR_PARTS: Final = (
-    """DELETE FROM events WHERE position IN (SELECT position FROM events WHERE run = :run ORDER BY seq LIMIT :limit)
-    RETURNING length(data) + coalesce(length(usage), 0) + 100""",
+    CLEAR_EVENTS,
     """DELETE FROM documents WHERE run = :run AND name IN (SELECT name FROM documents WHERE run = :run LIMIT :limit)
     RETURNING length(document)""",
     """DELETE FROM steps WHERE run = :run AND (step_id, attempt) IN
@@ -170,7 +178,7 @@ _DROPPABLE: Final = "run = :run AND kind = :kind AND key IS NULL AND usage IS NU
 DROP_EVENTS: Final = f"""
 DELETE FROM events WHERE position IN
   (SELECT position FROM events WHERE {_DROPPABLE} AND seq > :after_seq ORDER BY seq LIMIT :limit)
-RETURNING seq, position, data_blob
+RETURNING seq, position, data_blob, {_EVENT_BYTES}
 """  # noqa: S608
 DROPPABLE_BYTES: Final = f"SELECT sum(length(data) + 100) FROM events WHERE {_DROPPABLE}"  # noqa: S608
 COMPACTED_UP_TO: Final = "SELECT to_seq FROM compactions WHERE run = ? AND kind = ?"
@@ -230,6 +238,24 @@ SELECT (page_count - freelist_count) * page_size + (SELECT coalesce(sum(size), 0
 FROM pragma_page_count, pragma_freelist_count, pragma_page_size
 """
 
+# --- what each user has stored ---
+
+LOAD_USERS: Final = "SELECT uid, runs, bytes FROM users"
+SAVE_USER: Final = """
+INSERT INTO users (uid, runs, bytes) VALUES (?, ?, ?)
+ON CONFLICT DO UPDATE SET runs = runs + excluded.runs, bytes = bytes + excluded.bytes
+"""
+COUNT_USERS: Final = f"""
+SELECT uid, sum(runs), sum(bytes) FROM (
+  SELECT uid, count(*) AS runs, 0 AS bytes FROM runs GROUP BY uid
+  UNION ALL SELECT uid, 0, sum(size) FROM blobs GROUP BY uid
+  UNION ALL SELECT uid, 0, sum({_EVENT_BYTES})
+  FROM events JOIN (SELECT run, uid FROM runs UNION ALL SELECT run, uid FROM tombstones WHERE cleared = 0) USING (run)
+  GROUP BY uid
+) GROUP BY uid
+"""  # noqa: S608
+RECOUNT_USERS: Final = f"DELETE FROM users; INSERT INTO users (uid, runs, bytes) {COUNT_USERS}"  # noqa: S608
+
 # --- artifacts and blobs ---
 
 KEEP_BLOB: Final = """
@@ -238,7 +264,7 @@ ON CONFLICT DO UPDATE SET stored_us = excluded.stored_us
 """
 _UNUSED: Final = """NOT EXISTS (SELECT 1 FROM blob_uses LEFT JOIN runs USING (run)
   WHERE blob_uses.sha256 = blobs.sha256 AND (runs.uid IS NULL OR runs.uid = blobs.uid))"""
-DROP_BLOB: Final = f"DELETE FROM blobs WHERE uid = ? AND sha256 = ? AND stored_us <= ? AND {_UNUSED}"  # noqa: S608
+DROP_BLOB: Final = f"DELETE FROM blobs WHERE uid = ? AND sha256 = ? AND stored_us <= ? AND {_UNUSED} RETURNING size"  # noqa: S608
 UNUSED_BLOBS: Final = f"SELECT uid, sha256 FROM blobs WHERE stored_us <= ? AND {_UNUSED}"  # noqa: S608
 HOLDERS_OF_BLOB: Final = "SELECT count(*) FROM blobs WHERE sha256 = ?"
 FIND_BLOB: Final = "SELECT size FROM blobs WHERE uid = ? AND sha256 = ?"

@@ -27,6 +27,7 @@ from .heads import CachedRun, run_from_row
 from .reader import open_reader, snapshot
 
 OF_ANY_SIZE = "of any size"  # content that an artifact uses, which need not tell its size
+NOTHING = (0, 0)
 _decode_usage = msgspec.json.Decoder(Usage).decode
 
 
@@ -83,9 +84,23 @@ def _verify_file(connection: apsw.Connection, verdict: Verdict) -> None:
     for table, rows in connection.execute(sql.ORPHANED_ROWS):
         if rows:
             verdict.differences.append(Difference(None, None, f"{table} without a run", "0", str(rows)))
+    with snapshot(connection):
+        expected, found = (dict(_users(connection, users)) for users in (sql.COUNT_USERS, sql.LOAD_USERS))
+    for uid in sorted(expected.keys() | found.keys()):
+        if expected.get(uid, NOTHING) != found.get(uid, NOTHING):
+            what = f"runs and bytes of user {uid}"
+            verdict.differences.append(
+                Difference(None, None, what, str(expected.get(uid, NOTHING)), str(found.get(uid, NOTHING)))
+            )
     ((counted, newest),) = connection.execute(sql.VERIFY_POSITION)
     if newest is not None and newest > counted:
         verdict.differences.append(Difference(None, None, "position counter", f">= {newest}", str(counted)))
+
+
+def _users(connection: apsw.Connection, users: str) -> Iterator[tuple[int, tuple[int, int]]]:
+    rows: list[Any] = connection.execute(users).fetchall()
+    for uid, runs, size in rows:
+        yield uid, (runs, size)
 
 
 def _verify_blobs(connection: apsw.Connection, directory: Path, verdict: Verdict) -> None:

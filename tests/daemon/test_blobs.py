@@ -22,7 +22,7 @@ class Rows:
     def __init__(self, state_dir: Path, *, unlink: bool) -> None:
         self.file_was_there: list[bool] = []
         self._unlink = unlink
-        self.blobs = Blobs(state_dir, Sweeper(self.submit, self.no_blobs))
+        self.blobs = Blobs(state_dir, Sweeper(self.submit, self.no_blobs), lambda uid, size: None)
         self.path = self.blobs.path_of(SHA256)
         self.path.parent.mkdir(parents=True)
         self.path.write_bytes(b"content")

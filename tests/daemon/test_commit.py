@@ -9,7 +9,7 @@ import pytest
 import trio
 import trio.testing
 
-from runhistd.daemon.commit import Bounds, Committer, Outcome
+from runhistd.daemon.commit import MAX_BATCH, Bounds, Committer, Outcome
 from runhistd.daemon.instance import Instance
 from runhistd.daemon.space import Space
 from runhistd.model.publish import Publish
@@ -25,9 +25,8 @@ SLOW_S = 10.0
 class Asked:
     """Notes when an outcome came."""
 
-    connection = None
-
     def __init__(self) -> None:
+        self.connection: object | None = None
         self.outcome: Outcome | None = None
         self.at_s = 0.0
         self.settled = trio.Event()
@@ -99,3 +98,32 @@ async def test_a_log_that_a_reader_keeps_long_is_told_once_it_passes_its_bound(t
         log.checkpoint(truncate=True)
         assert log.wal_bytes == 0
         log.close()
+
+
+async def test_nobody_waits_for_one_who_floods(committer: Committer) -> None:
+    flood = [Asked() for _ in range(3 * MAX_BATCH)]
+    for connection, slot in enumerate(flood):
+        slot.connection = connection
+        committer.submit(begin(str(connection)), slot, 100)
+    other = Asked()
+    other.connection = "another's"
+    committer.submit(begin(uid=UID + 1), other, 100)
+    committer.commit_queued()
+    assert isinstance(other.outcome, Begun)
+    assert sum(slot.outcome is not None for slot in flood) == MAX_BATCH - 1
+
+
+async def test_who_has_all_the_room_of_a_user_waits_and_others_do_not(
+    committer: Committer, autojump_clock: trio.testing.MockClock
+) -> None:
+    committer.configure(Bounds(1_000_000, 1000, 1 << 30))
+    committer.submit(begin("r"), Asked(), 999)
+    await committer.wait_room(UID)
+    committer.submit(begin("s"), Asked(), 1)
+    await committer.wait_room(UID + 1)
+    with trio.move_on_after(5) as waiting:
+        await committer.wait_room(UID)
+    assert waiting.cancelled_caught and committer.queued_bytes_of(UID) == 1000
+    committer.commit_queued()
+    await committer.wait_room(UID)
+    assert committer.queued_bytes_of(UID) == 0

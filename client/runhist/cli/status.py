@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, Iterable, List, Optional
 
 from .. import __version__
 from ..connection import Connection
@@ -96,8 +96,20 @@ def text(found: Dict[str, Any], socket: str, why: str) -> str:
         f"keeps   {render.size(found['database_bytes'])} + {render.size(found['wal_bytes'])} write-ahead log in "
         f"{render.escaped(found['database'])}, {render.size(found['free_bytes'])} free\n"
         f"        {retention(found['retention'])}\n"
+        f"{mine(found.get('shares', ()))}"
         f"{spooled(found.get('spool'))}"
     )
+
+
+def mine(shares: Iterable[Dict[str, Any]]) -> str:
+    """A line when the daemon limits what a user may have stored."""
+    limited = {share["what"]: share for share in shares if share["limit"] is not None}
+    parts = []
+    if runs := limited.get("runs_per_user"):
+        parts.append(f"{runs['used']:,} of {runs['limit']:,} runs")
+    if stored := limited.get("bytes_per_user"):
+        parts.append(f"{render.size(stored['used'])} of {render.size(stored['limit'])}")
+    return f"yours   {', '.join(parts)}\n" if parts else ""
 
 
 def spooled(spool: Optional[Dict[str, Any]]) -> str:

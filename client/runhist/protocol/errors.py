@@ -159,7 +159,13 @@ class Busy(Refusal):
     """As many clients are connected as the daemon's settings allow, or a read was ended because it held writing up for too
     long. Trying again after `retry_after_us` may help."""
 
-    message = "the daemon has its hands full (limits.connections in its settings, or a read that took too long); try again"
+    message = "the daemon has its hands full (limits.connections… in its settings, or a read that took too long); try again"
+
+
+class QuotaExceeded(Refusal):
+    """This user has as much stored as the daemon's setting `what` allows. Runs end all the same, and can be deleted."""
+
+    message = "this user has as much stored as limits.{what} allows ({limit}); delete runs (runhist rm, runhist gc)"
 
 
 class ShuttingDown(Refusal):
