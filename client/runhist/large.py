@@ -10,7 +10,7 @@ and counted as a fault. The spool takes nothing that is this large. Who reads ge
 
 from __future__ import annotations
 
-from typing import Any, Callable, Dict, Final, FrozenSet, Iterable, Iterator, List, Mapping
+from typing import Any, Callable, Dict, Final, FrozenSet, Iterable, Iterator, List, Mapping, Optional
 
 from .connection import Connection, again_if_lost
 from .encoding import MAX_DEPTH, Unencodable, encode
@@ -69,10 +69,10 @@ def encode_whole(event: Mapping[str, Any]) -> bytes:
     return encode_event(event, SENT_WHOLE_BYTES, refuse)
 
 
-def give_to(choice: SocketChoice, seconds: float) -> Give:
+def give_to(choice: Optional[SocketChoice], seconds: float) -> Give:
     """A function that gives data to the daemon, again when that is restarted meanwhile; returns the `data_blob`.
 
-    `seconds` to connect. It raises Unencodable, Refusal, Unreachable.
+    `choice` None is the usual one; `seconds` to connect. It raises Unencodable, Refusal, Unreachable.
     """
 
     def give(data: Any) -> Dict[str, Any]:

@@ -259,7 +259,10 @@ class SpoolFile:
 
     def write(self, method: str, parameters: bytes) -> None:
         """Add a request. Raises SpoolFault, and then the file is as before."""
-        self.write_lines(encode_line(encode_request(method, parameters)))
+        line = encode_line(encode_request(method, parameters))
+        if len(line) > MAX_LINE_BYTES:
+            raise SpoolFault(f"a request of {len(line):,} bytes is larger than what is spooled ({MAX_LINE_BYTES:,})")
+        self.write_lines(line)
 
     def write_lines(self, lines: bytes) -> None:
         """Add whole lines. Raises SpoolFault, and then the file is as before."""

@@ -10,6 +10,7 @@ The grammar is that of RFC 8259.
 from __future__ import annotations
 
 import codecs
+import functools
 import math
 import re
 from collections.abc import Iterable
@@ -48,8 +49,14 @@ def _flat(value: bytes) -> tuple[re.Pattern[bytes], re.Pattern[bytes]]:
 
 
 _LEVELS: Final = 2  # of brackets that one match passes over; each makes the expression three times as long
-_ITEMS_OF_TEXTS, _MEMBERS_OF_TEXTS = _flat(_SHORT)
-_ITEMS, _MEMBERS = _flat(_nested(_nested(_SHORT)))
+
+
+@functools.cache
+def _patterns(*, is_deep: bool) -> tuple[re.Pattern[bytes], re.Pattern[bytes]]:
+    """What passes over items and over members; made when it is needed, which takes a tenth of a second."""
+    return _flat(_SHORT if is_deep else _nested(_nested(_SHORT)))
+
+
 _LONGEST_ESCAPE: Final = 12  # a surrogate pair
 _LONGEST_NUMBER: Final = 1000  # a double's digits, and more than any program writes; a longer one is refused
 
@@ -113,12 +120,12 @@ class JsonStream:
 
     def _pass_flat(self, text: bytes, at: int) -> int:
         inside = self._stack[-1:]
-        is_deep = len(self._stack) + _LEVELS > MAX_DEPTH
+        items, members = _patterns(is_deep=len(self._stack) + _LEVELS > MAX_DEPTH)
         pattern = _SPACES
         if inside == b"[" and self._expected in (_VALUE, _FIRST_ITEM):
-            pattern = _ITEMS_OF_TEXTS if is_deep else _ITEMS
+            pattern = items
         elif inside == b"{" and self._expected in (_KEY, _FIRST_KEY):
-            pattern = _MEMBERS_OF_TEXTS if is_deep else _MEMBERS
+            pattern = members
         found = pattern.match(text, at)
         assert found is not None
         if pattern is not _SPACES and b"," in found[0]:  # behind a comma nothing may be closed

@@ -156,6 +156,20 @@ def test_logs_prints_large_data_unchanged(history: History, daemon: Daemon) -> N
     assert "event 3 of run some-run has 3.3 MB of data, see: runhist logs --json" in plain.stderr.decode()
 
 
+def test_a_shell_appends_data_of_any_size(history: History, daemon: Daemon) -> None:
+    recording = history.begin_run(run_id="some-run")
+    recording.flush()
+    large, too_large = ({"type": "x", "data": {"output" * i: text_of(3 * MIB)}} for i in (2, 1))
+    lines = [json.dumps(large), json.dumps({**too_large, "type": "run.completed"})]
+    done = run("append", "--run", "some-run", "-", env=daemon.env, stdin="\n".join(lines).encode())
+    assert (done.returncode, done.stderr.decode()) == (4, "runhist: line 2: data is larger than 1048576 bytes\n")
+    (event,) = events_of(history.run("some-run").events(after_seq=1))
+    assert event.data == large["data"]
+    daemon.stop()
+    done = run("append", "--run", "some-run", "-", env=daemon.env, stdin=lines[0].encode())
+    assert done.returncode == 5, done.stderr
+
+
 PEAK = """
 import re, sys
 

@@ -19,6 +19,7 @@ from runhist import Conflict
 from runhist.identity import boot_id
 from runhist.paths import SocketChoice
 from runhist.spool import (
+    MAX_LINE_BYTES,
     OPEN,
     DamagedSpool,
     Header,
@@ -51,6 +52,15 @@ def words(small: SmallHistory, run_id: str) -> list[str]:
 def refuse_bad(method: str, parameters: dict[str, Any]) -> None:
     if method == "Append" and any(event["type"] == "bad" for event in parameters["events"]):
         raise Refuse("Conflict", seq=1)
+
+
+def test_a_request_that_could_not_be_read_back_is_not_written(tmp_path: Path) -> None:
+    file = Spool(SocketChoice((tmp_path / "s",), "a test", True), directory=tmp_path / "spool").create(None, None, "r")
+    before = file.path.read_bytes()
+    with pytest.raises(SpoolFault, match="larger than what is spooled"):
+        file.write("Append", b'{"x":"' + b"x" * MAX_LINE_BYTES + b'"}')
+    assert file.path.read_bytes() == before
+    file.close()
 
 
 def test_a_line_that_lost_any_of_its_bytes_is_recognised() -> None:

@@ -104,6 +104,7 @@ def _feed_lines(feed: Feed) -> None:
 
 
 def _add_line(feed: Feed, number: int, line: bytes) -> None:
+    from ..protocol.errors import Refusal
     from .feed import LineFault
 
     try:
@@ -113,7 +114,7 @@ def _add_line(feed: Feed, number: int, line: bytes) -> None:
         if not isinstance(event, dict):
             raise ValueError('not a JSON object; write for instance {"type": "turn", "data": {"answer": 42}}')
         feed.add(event, number)
-    except (ValueError, RecursionError) as error:
+    except (ValueError, RecursionError, Refusal) as error:
         feed.finish()  # what came before counts
         raise LineFault(number, error) from error
 

@@ -17,6 +17,7 @@ from typing import Any, Callable, Deque, Dict, Mapping, NamedTuple, Optional, Tu
 from ..connection import Connection, Unreachable
 from ..encoding import encode, present
 from ..ids import new_uuid
+from ..large import SENT_WHOLE_BYTES, encode_event, give_to
 from ..protocol.errors import NoSuchRun, Refusal, RunhistError, ShuttingDown
 from .main import REFUSED, USAGE, Complaint
 from .spooled import NO_RECEIPT, SpooledRequests, is_away
@@ -36,6 +37,12 @@ class LineFault(Complaint):
     def __init__(self, line: int, cause: Exception) -> None:
         text = str(cause).replace("events[0].", "")  # the only event of its call
         super().__init__(f"line {line}: {text}", REFUSED if isinstance(cause, Refusal) else USAGE)
+
+
+def _encode(event: Mapping[str, Any]) -> bytes:
+    if isinstance(event.get("data"), dict) and isinstance(event.get("type"), str):
+        return encode_event(event, SENT_WHOLE_BYTES, give_to(None, RECONNECT_S))
+    return encode(event)  # the daemon says what is wrong with it
 
 
 class _Sent(NamedTuple):
@@ -74,10 +81,11 @@ class Feed:
         return None if self._connection is None else (self._connection, self._connection.unsent_bytes > 0)
 
     def add(self, event: Mapping[str, Any], line: Optional[int] = None) -> None:
-        """Hand an event over; `step` sends it. Raises Unencodable."""
-        event = {"time_us": time.time_ns() // 1000, **event}
+        """Hand an event over; `step` sends it, and data too large for that goes at once. Raises Unencodable, TooLarge,
+        and Unreachable and Refusal for such data."""
+        encoded = _encode({"time_us": time.time_ns() // 1000, **event})
         name = {} if event.get("key") is not None else {"writer": self._writer, "first_n": self._n + 1}
-        parameters = encode({**self._head, **name, "events": [event]})
+        parameters = b'%s,"events":[%s]}' % (encode({**self._head, **name})[:-1], encoded)
         self._n += bool(name)
         if self._spooled is not None:
             self._spooled.add("Append", parameters)
