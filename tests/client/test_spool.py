@@ -63,6 +63,24 @@ def test_a_request_that_could_not_be_read_back_is_not_written(tmp_path: Path) ->
     file.close()
 
 
+def test_what_is_written_while_the_disk_syncs_is_not_taken_for_synced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = Spool(CHOICE, directory=tmp_path / "spool").create(None, None, "r")
+    fsync = os.fsync
+
+    def meanwhile(descriptor: int) -> None:
+        monkeypatch.setattr(os, "fsync", fsync)
+        file.write("Append", b"{}")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", meanwhile)
+    file.sync()
+    assert not file.is_synced
+    file.sync()
+    assert file.is_synced
+
+
 def test_a_line_that_lost_any_of_its_bytes_is_recognised() -> None:
     line = encode_line(b'{"a":"\xc3\xa9"}')
     assert decode_line(line) == b'{"a":"\xc3\xa9"}'

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
@@ -515,6 +516,35 @@ def test_a_daemon_that_answers_nothing_is_spooled_around(
         async with aio.connect(deadline=LONG) as history:
             run = await history.begin_run()
             run.append("unheard")
+            assert (await run.flush()).durable == "spooled"
+
+    go(main)
+
+
+def test_a_slow_disk_holds_up_neither_the_loop_nor_a_flush_past_its_deadline(
+    small: SmallHistory, go: Go, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsync = os.fsync
+    syncing, released = threading.Event(), threading.Event()
+
+    def slow(descriptor: int) -> None:
+        syncing.set()
+        assert released.wait(LONG)
+        fsync(descriptor)
+
+    async def main() -> None:
+        async with aio.connect(deadline=LONG) as history, anyio.create_task_group() as tasks:
+            small.close()
+            run = await history.begin_run()
+            run.append("away")
+            monkeypatch.setattr("runhist.spool.os.fsync", slow)
+            assert (await run.flush(deadline=0.05)).durable == "off"
+            assert syncing.is_set()
+
+            async def release() -> None:
+                released.set()
+
+            tasks.start_soon(release)
             assert (await run.flush()).durable == "spooled"
 
     go(main)
