@@ -164,23 +164,22 @@ class Blobs:
             raise NoSuchBlob(sha256) from error
 
     async def collect(self, unused: list[tuple[int, bytes]]) -> int:
-        """Remove what no run uses; how many files went."""
-        removed = 0
+        """Remove what no run uses; the bytes of the files that went."""
+        freed_bytes = 0
         for uid, sha256 in unused:
             async with self._files_and_rows:
                 with removing(self._directory) as may_remove:
                     if not may_remove:
-                        return removed
-                    removed += await self._remove(uid, sha256)
-        return removed
+                        return freed_bytes
+                    freed_bytes += await self._remove(uid, sha256)
+        return freed_bytes
 
-    async def _remove(self, uid: int, sha256: bytes) -> bool:
-        """Remove content that is still unused, the row first."""
+    async def _remove(self, uid: int, sha256: bytes) -> int:
+        """Remove content that is still unused, the row first; the bytes of its file, if that went."""
         outcome = await self._sweeper.ask(DropBlob(uid, sha256))
-        gone = isinstance(outcome, BlobDropped) and outcome.unlink
-        if gone:
-            await trio.to_thread.run_sync(_unlink, self.path_of(sha256.hex()))
-        return gone
+        if isinstance(outcome, BlobDropped) and outcome.unlink:
+            return await trio.to_thread.run_sync(_remove_file, self.path_of(sha256.hex()))
+        return 0
 
     def clean(self, known: set[str], now_us: int) -> None:
         """Remove what a crash left: files whose rows were never made, or are gone. For a thread."""
@@ -245,6 +244,14 @@ def _add(upload: _Upload, chunk: bytes) -> None:
         left = left[os.write(upload.descriptor, left) :]
     upload.digest.update(chunk)
     upload.size += len(chunk)
+
+
+def _remove_file(path: Path) -> int:
+    with contextlib.suppress(FileNotFoundError):
+        size = path.stat().st_size
+        path.unlink()
+        return size
+    return 0
 
 
 def _unlink(path: Path) -> None:

@@ -42,7 +42,10 @@ class Asked:
 
 
 class Sweeper:
-    """Clears away, when woken, until nothing is left; then calls `collect_blobs`, for what only deleted runs had used."""
+    """Clears away, when woken, until nothing is left; then calls `collect_blobs`, for what only deleted runs had used.
+
+    That returns how many bytes it freed.
+    """
 
     def __init__(self, submit: Callable[[Request, Slot, int], None], collect_blobs: Callable[[], Awaitable[int]]) -> None:
         self._submit = submit
@@ -73,7 +76,7 @@ class Sweeper:
             try:
                 while isinstance(cleared := await self.ask(Clear()), Cleared) and cleared.more:
                     self.freed_bytes += cleared.bytes
-                await self._collect_blobs()
+                self.freed_bytes += await self._collect_blobs()
             except Damaged:
                 return
             except Refusal as refusal:

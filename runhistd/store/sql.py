@@ -180,7 +180,9 @@ DELETE FROM events WHERE position IN
   (SELECT position FROM events WHERE {_DROPPABLE} AND seq > :after_seq ORDER BY seq LIMIT :limit)
 RETURNING seq, position, data_blob, {_EVENT_BYTES}
 """  # noqa: S608
-DROPPABLE_BYTES: Final = f"SELECT sum(length(data) + 100) FROM events WHERE {_DROPPABLE}"  # noqa: S608
+DROPPABLE_BYTES: Final = f"""
+SELECT sum(length(data) + coalesce(data_size, 0) + 100) FROM events WHERE {_DROPPABLE}
+"""  # noqa: S608
 COMPACTED_UP_TO: Final = "SELECT to_seq FROM compactions WHERE run = ? AND kind = ?"
 SAVE_COMPACTION: Final = """
 INSERT INTO compactions (run, kind, events, from_seq, to_seq, from_position, to_position, done)

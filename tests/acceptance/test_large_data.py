@@ -214,6 +214,17 @@ def test_deleting_the_run_deletes_its_data(made: Made, wait_until: Wait) -> None
     assert differences(made) == []
 
 
+def test_what_content_took_counts_as_freed(made: Made, wait_until: Wait) -> None:
+    epoch = made.begin("r")
+    append_raw(made, "r", epoch, "a", "note", padded(1_000_000))
+    made.end("r", epoch)
+    make_old(made)
+    made.connection.call("DeleteRun", {"run_id": "r"})
+    wait_until(lambda: made.files() == [], "its file is gone")
+    status = made.connection.call
+    wait_until(lambda: status("GetStatus", {})["retention"]["freed_bytes"] > 1_000_000, "that is told")
+
+
 def test_dropping_notes_drops_their_data_but_not_what_others_use(made: Made, wait_until: Wait) -> None:
     dropped, kept, file = (padded(100_000, name=name) for name in ("dropped", "kept", "file"))
     epoch = made.begin("r")

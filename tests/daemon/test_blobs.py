@@ -39,6 +39,6 @@ class Rows:
 @pytest.mark.parametrize("unlink", [True, False])
 async def test_the_row_goes_first_and_then_the_file_unless_somebody_else_has_it(tmp_path: Path, unlink: bool) -> None:
     rows = Rows(tmp_path, unlink=unlink)
-    assert await rows.blobs.collect([(1000, bytes.fromhex(SHA256))]) == unlink
+    assert await rows.blobs.collect([(1000, bytes.fromhex(SHA256))]) == (len(b"content") if unlink else 0)
     assert rows.file_was_there == [True]
     assert rows.path.exists() is not unlink

@@ -7,8 +7,10 @@ from collections.abc import Iterator
 import apsw
 import pytest
 
+from runhistd.model.artifacts import DataBlob, KeepBlob
 from runhistd.model.events import Usage
 from runhistd.model.removal import Compact, Delete, Pin
+from runhistd.model.retention import MAX_AGE_DAYS, MAX_BYTES, MAX_RUNS, Policy
 from runhistd.model.views import EventFilter, Gap
 from runhistd.store import prune, reader
 from runhistd.store.database import open_reader
@@ -63,6 +65,26 @@ def test_what_has_no_effect_goes_and_the_rest_stays(history: History, connection
     ], "an event with usage counts, and one with a key must go on telling a repeat"
     assert reader.get_run(connection, UID, "default", "r") == before
     assert history.differences() == []
+
+
+def test_data_that_is_content_counts_with_what_is_dropped_and_is_used_no_more(
+    history: History, connection: apsw.Connection
+) -> None:
+    epoch = history.begin("r")
+    for i, size in enumerate((5_000_000, 3_000_000)):
+        history.apply(KeepBlob(UID, bytes([i]) * 32, size))
+    first, second = (DataBlob((bytes([i]) * 32).hex(), size) for i, size in enumerate((5_000_000, 3_000_000)))
+    outputs = [event("output", data_blob=blob) for blob in (first, second)]
+    history.append("r", epoch, 1, *outputs, event("checkpoint", data_blob=second), event("run.completed"))
+    closed_us = history.now_us
+    assert history.differences() != [], "there are no files"
+    policy = Policy({MAX_RUNS: None, MAX_AGE_DAYS: None, MAX_BYTES: None}, 7, (), {"output": 1})
+    (decision,) = reader.garbage(connection, policy, closed_us + 2 * 86_400_000_000, trust_clock=True)
+    assert 8_000_000 < decision.bytes < 8_001_000
+    compact(history, "output", closed_us)
+    used = connection.execute("SELECT sha256 FROM blob_uses").fetchall()
+    assert used == [(bytes.fromhex(second.sha256),)]
+    assert {found.what for found in history.differences()} <= {f"content {one.sha256[:12]}" for one in (first, second)}
 
 
 def test_a_repeat_of_what_was_dropped_stores_nothing(history: History, connection: apsw.Connection) -> None:
