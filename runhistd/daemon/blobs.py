@@ -20,6 +20,7 @@ import os
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 import msgspec
 import trio
@@ -29,6 +30,7 @@ from msgspec import Raw
 from runhistd.model.artifacts import DataBlob, DropBlob, KeepBlob
 from runhistd.model.decide import Append
 from runhistd.model.errors import InvalidParameter, NoSuchBlob, NotAllowed, QuotaExceeded, StorageFull
+from runhistd.model.importing import Import
 from runhistd.model.large import part_to_keep
 from runhistd.model.lease import Claim
 from runhistd.store.blobs import UNUSED_US, BlobDropped
@@ -40,6 +42,7 @@ from .sweep import Sweeper
 CHUNK_BYTES = 256 * 1024  # of a reply; base64 makes it a third longer
 CHECKED_BYTES = 64 * 1024  # at once: as long as others wait meanwhile
 MAX_UPLOADS = 64  # of one user
+R = TypeVar("R", bound=Append | Claim | Import)
 ENOSPC = (28, 122)  # ENOSPC, EDQUOT
 
 
@@ -119,12 +122,12 @@ class Blobs:
         """The names of the user's uploads, oldest first."""
         return [name for name in self._uploads if name[0] == uid]
 
-    async def keep_large(self, request: Append | Claim, limit_bytes: int) -> Append | Claim:
+    async def keep_large(self, request: R, limit_bytes: int) -> R:
         """The request with its data above that limit kept here. Raises InvalidParameter, StorageFull, QuotaExceeded.
 
         Should it be refused, the content is unused, and goes like all that is.
         """
-        events = list(request.events)
+        events: list[Any] = list(request.events)
         for i, event in enumerate(events):
             part = part_to_keep(event, limit_bytes, f"events[{i}]")
             if part is not None:

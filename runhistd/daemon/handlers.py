@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import base64
 import functools
-import os
 import re
-import shutil
-import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, TypeVar
@@ -43,7 +40,7 @@ from runhistd.model.lease import Begin, Claim, Release
 from runhistd.model.publish import Publish
 from runhistd.model.removal import Delete, Pin
 from runhistd.model.retention import Decision, Policy
-from runhistd.model.views import EventFilter, Retained, RunFilter, StatusCount, Trouble
+from runhistd.model.views import EventFilter, Retained, RunFilter
 from runhistd.store import blobs, reader
 from runhistd.store.database import SCHEMA_VERSION, DamagedDatabase
 from runhistd.store.log import Request
@@ -63,8 +60,9 @@ from .liveness import Liveness
 from .reading import Readers
 from .reload import Reload
 from .server import PUBLISH, Connection, Peer, Reply
-from .shares import check_content, shares_of, shortages_of
+from .shares import check_content
 from .spool import Spools
+from .status import get_status
 from .sweep import Asked, Sweeper
 from .users import Users, whose
 
@@ -72,7 +70,6 @@ LIST_LIMIT = 50
 MAX_LIST_LIMIT = 1000
 MAX_SHOWN_BYTES = INBOX_BYTES // 2
 HEARTBEAT_S = 3600.0  # of followers that asked for none: the cursor of a quiet filter still moves
-LOW_SPACE_BYTES = 500_000_000  # below this, status warns
 EVENT_OVERHEAD_BYTES = 400  # of an event in the queue beside its text
 SPOOLED_BYTES = 32 * 1024  # of one spooled request in the queue: a part of at most 1 MiB is 32 of them
 FEATURES = ["publish"]
@@ -132,7 +129,7 @@ class Service:
         """The settings in force."""
         return self.reload.current
 
-    async def _check_content(self, request: Append | Claim) -> None:
+    async def _check_content(self, request: Append | Claim | Import) -> None:
         """Refuse content that is no data. What its user has not given is refused later, and nobody is told more of it."""
         for i, event in enumerate(request.events):
             blob = event.data_blob
@@ -179,7 +176,7 @@ class Service:
         return True
 
     async def _keep_large(self, request: Request) -> Request:
-        if isinstance(request, Append | Claim):
+        if isinstance(request, Append | Claim | Import):
             await self._check_content(request)
             return await self.blobs.keep_large(request, self.config.inline_limit)
         return request
@@ -250,18 +247,9 @@ class Service:
             raise ShuttingDown
 
 
-def status_of(service: Service) -> str:
-    """What an operator sees at a glance, on one line."""
-    faulty = "; the settings file is not usable" if service.reload.faults else ""
-    return (
-        f"{state_of(service)} in {service.instance.database}, position {service.tail.position}, "
-        f"{len(service.connections)} connections{faulty}"
-    )
-
-
 def names_content(request: Request) -> bool:
     """Whether the data of one of its events is content that was given before."""
-    return isinstance(request, Append | Claim) and any(event.data_blob is not None for event in request.events)
+    return isinstance(request, Append | Claim | Import) and any(event.data_blob is not None for event in request.events)
 
 
 def append_request(service: Service, peer: Peer, parameters: Raw) -> Append:
@@ -453,81 +441,6 @@ async def get_usage(service: Service, peer: Peer, call: calls.GetUsage) -> Any:
 
 async def get_events(service: Service, peer: Peer, call: calls.GetEvents) -> Any:
     return await read_events(service, peer, call, call.after_seq or 0)
-
-
-async def get_status(service: Service, peer: Peer, call: calls.GetStatus) -> Any:
-    database = service.instance.database
-    counts: list[StatusCount] = []
-    blob_count = blob_bytes = 0
-    if service.damage is None:
-        counts = await service.read(reader.count_statuses, peer.uid)
-        blob_count, blob_bytes = await service.read(blobs.totals)
-    wal = database.with_name(f"{database.name}-wal")
-    sorted_us = sorted(service.committer.latencies_us) or [0]
-    return _views.unstructure(
-        {
-            "version": runhistd.__version__,
-            "pid": os.getpid(),
-            "state": state_of(service),
-            "started_us": service.started_us,
-            "instance_id": service.instance_id,
-            "position": service.tail.position,
-            "database": str(database),
-            "database_bytes": database.stat().st_size if database.exists() else 0,
-            "wal_bytes": wal.stat().st_size if wal.exists() else 0,
-            "troubles": [*troubles_of(service), *shortages_of(service, peer.uid)],
-            "free_bytes": shutil.disk_usage(database.parent).free,
-            "sockets": service.sockets,
-            "connections": len(service.connections),
-            "followers": sum(connection.stream_ended is not None for connection in service.connections),
-            "shares": shares_of(service, peer.uid),
-            "config": service.reload.status(),
-            "blobs": blob_count,
-            "blob_bytes": blob_bytes,
-            "retention": service.collector.status(),
-            "runs": counts,
-            "delayed": service.liveness.delayed(),
-            "spool": service.spools.status(),
-            "commit": {
-                "commits": service.committer.commits,
-                "p50_us": sorted_us[len(sorted_us) // 2],
-                "p99_us": sorted_us[len(sorted_us) * 99 // 100],
-                "max_us": sorted_us[-1],
-            },
-        }
-    )
-
-
-def state_of(service: Service) -> str:
-    """In a word: recording, full, or damaged."""
-    return "full" if service.damage is None and service.committer.space.full_since_us is not None else service.state
-
-
-def troubles_of(service: Service) -> list[Trouble]:
-    """What somebody must see to, with what to type."""
-    free_bytes = shutil.disk_usage(service.instance.state_dir).free
-    found = []
-    if service.damage is not None:
-        what = f"the database is damaged ({service.damage}); it is closed and kept as it is, and nothing is recorded"
-        found.append(Trouble(what, service.recover))
-    elif service.state != "recording":
-        what = "storage faults ended the daemon again and again, and it only reads; see to the disk, and the daemon's log"
-        found.append(Trouble(what, "runhistd verify"))
-    wal = service.instance.database.with_name(f"{service.instance.database.name}-wal")
-    if wal.exists() and wal.stat().st_size > service.config.wal_bytes:
-        what = f"the write-ahead log has {wal.stat().st_size // 1_000_000:,} MB, because another program goes on reading it"
-        found.append(Trouble(what, f"fuser -v {wal}"))
-    service.committer.space.look_again()
-    full_since_us = service.committer.space.full_since_us
-    if full_since_us is not None:
-        since = time.strftime("%H:%M:%S", time.localtime(full_since_us / 1_000_000))
-        refused = f"{service.committer.space.refused:,} writes were refused since {since}"
-        what = f"the disk is full: {refused}; reads go on, and writing resumes by itself when there is room"
-        found.append(Trouble(what, "runhist gc --dry-run"))
-    elif free_bytes < LOW_SPACE_BYTES:
-        what = f"{free_bytes // 1_000_000:,} MB free on the disk of {service.instance.database}"
-        found.append(Trouble(what, "runhist gc --dry-run"))
-    return found
 
 
 async def stream_events(service: Service, connection: Connection, call: calls.GetEvents) -> None:
