@@ -14,7 +14,8 @@ from .ids import new_uuid
 from .large import CHUNK_BYTES
 from .protocol.errors import RunhistError
 
-CHUNK_TIMEOUT_S = 60.0  # the last is answered when all of it is on the disk
+CHUNK_TIMEOUT_S = 10.0  # a daemon that lives may be busy with another's content
+LAST_CHUNK_TIMEOUT_S = 60.0  # which is answered when all of it is on the disk
 
 
 def gather(
@@ -63,7 +64,7 @@ def put(connection: Connection, chunks: Iterable[bytes]) -> Dict[str, Any]:
         connection.call("PutBlob", asked, timeout=CHUNK_TIMEOUT_S)
         offset += len(chunk)
     asked = {"upload": upload, "offset": offset, "base64": "", "done": True}
-    kept = connection.call("PutBlob", asked, timeout=CHUNK_TIMEOUT_S)
+    kept = connection.call("PutBlob", asked, timeout=LAST_CHUNK_TIMEOUT_S)
     return {"blob": kept["sha256"], "size": kept["size"]}
 
 

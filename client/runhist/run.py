@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Iterator, Mapping, Optional, Sequence, Type, TypeVar, Union
+from typing import TYPE_CHECKING, Any, Dict, Iterator, Mapping, Optional, Sequence, Type, TypeVar, Union
 
 from . import ambient
 from .faults import Faults
@@ -155,7 +155,17 @@ class Run(RunHandle):
     def _encode(self, event: Mapping[str, Any]) -> bytes:
         link = self._link
         assert link is not None
-        return encode_event(event, min(link.event_bytes, SENT_WHOLE_BYTES), give_to(link.choice, self._history.deadline))
+        return encode_event(event, min(link.event_bytes, SENT_WHOLE_BYTES), self._give)
+
+    def _give(self, data: Any) -> Dict[str, Any]:
+        """Give the daemon large data, unless it is known to be away: then that would only hold the engine up."""
+        link = self._link
+        assert link is not None
+        with link.lock:
+            link.pump()
+            if link.away:
+                raise link.trouble
+        return give_to(link.choice, self._history.deadline)(data)
 
     def _make_room(self, size: int) -> bool:
         assert self._link is not None

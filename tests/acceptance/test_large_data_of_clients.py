@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -14,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import runhist
+from runhist import artifacts
 from runhist.client import History
 from runhist.records import Event, Gap
 from tests.acceptance.making import Made
@@ -109,6 +112,22 @@ def test_while_the_daemon_is_away_what_the_spool_takes_is_spooled_and_the_rest_i
     assert [event["type"] for event in made.events("r")] == ["run.started", "turn", "turn", "run.completed"]
     assert list((daemon.state_dir / "spool").iterdir()) == []
     made.connection.close()
+
+
+def test_a_daemon_that_hangs_costs_the_event_and_not_the_engine(
+    history: History, daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(artifacts, "CHUNK_TIMEOUT_S", 0.5)
+    recording = history.begin_run(run_id="r")
+    os.kill(daemon.pid, signal.SIGSTOP)
+    recording.append("lost", {"text": "x" * (MIB + 1)})
+    assert recording.faults == 1
+    os.kill(daemon.pid, signal.SIGCONT)
+    monkeypatch.undo()
+    recording.append("turn", {"text": "x" * (MIB + 1)})
+    recording.complete()
+    recording.flush()
+    assert [event.type for event in events_of(recording.events())] == ["run.started", "turn", "run.completed"]
 
 
 def test_a_restart_in_the_middle_loses_and_repeats_nothing(history: History, daemon: Daemon) -> None:
