@@ -12,6 +12,7 @@ from tests.chaos.findings import Findings
 from tests.chaos.journal import Life, Told
 
 
+@pytest.mark.long
 def test_what_was_acknowledged_is_there_once_after_kills_and_stops(capsys: pytest.CaptureFixture[str]) -> None:
     status = chaos.main(["--minutes", "0.13", "--engines", "4", "--seed", "4"])
     shown = capsys.readouterr().out

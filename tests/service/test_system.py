@@ -7,11 +7,15 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 import runhist
 from tests.service.conftest import ASK, OLD_VERSION, PLACE
 
 if TYPE_CHECKING:
     from tests.service.box import Box
+
+pytestmark = pytest.mark.long  # it boots machines
 
 Wait = Callable[..., None]
 SOCKET = "/run/runhist/dev.runhist.History"

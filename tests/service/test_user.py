@@ -13,6 +13,8 @@ from tests.service.conftest import ASK, PLACE
 if TYPE_CHECKING:
     from tests.service.box import Box
 
+pytestmark = pytest.mark.long  # it boots machines
+
 Wait = Callable[..., None]
 USER, UID, HOME = "tester", 4711, "/home/tester"
 INSTALL = f"{PLACE}/bin/runhistd service install --enable --now"
