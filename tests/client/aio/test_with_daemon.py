@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 import os
 import re
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -419,3 +421,27 @@ def test_the_async_client_has_the_names_and_parameters_of_the_blocking_one(name:
         }
 
     assert comparable(getattr(aio, name)) == comparable(getattr(runhist, name))
+
+
+KILLED_IN_A_BURST = """\
+import os, signal, sys, anyio
+from runhist import aio
+async def main():
+    async with aio.connect(window=1000) as history:
+        run = await history.begin_run(run_id="burst")
+        for i in range(3500):
+            run.append(f"event {i}")
+        os.kill(os.getpid(), signal.SIGKILL)
+anyio.run(main, backend=sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "trio"])
+def test_what_a_killed_engine_had_past_its_window_is_stored_by_the_daemon(
+    env: Daemon, loop: str, wait_until: Callable[..., None]
+) -> None:
+    subprocess.run([sys.executable, "-c", KILLED_IN_A_BURST, loop], env=env.env, timeout=LONG, check=False)
+    run = runhist.connect().run("burst")
+    wait_until(lambda: run.get().status == "incomplete", "its death is noticed")
+    stored = [event.type for event in run.events(after_seq=1) if isinstance(event, Event)][:-1]
+    assert len(stored) >= 3000 and stored == [f"event {i}" for i in range(len(stored))]
