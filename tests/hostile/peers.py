@@ -70,6 +70,14 @@ class Peer:
         self.send(text)
         return self.reply()
 
+    def ask_or_closed(self, text: bytes) -> dict[str, Any] | None:
+        """As `ask`; None also when the connection was closed before."""
+        try:
+            self.send(text)
+        except (BrokenPipeError, ConnectionResetError):
+            return self.reply()
+        return self.reply()
+
     def fault(self, text: bytes) -> str:
         """The member that an InvalidParameter answer to these bytes names; the connection must go on."""
         reply = self.ask(text)

@@ -21,6 +21,10 @@ SOUND = {
     "type": "note",
     "kind": "note",
     "lease": "owned",
+    "import_key": str(UUID(int=3)),
+    "traceparent": f"00-{1:032x}-{1:016x}-01",
+    "root": "/tmp",
+    "dir": "d",
     "sha256": "0" * 64,
     "size": 2048,
 }
@@ -47,6 +51,12 @@ class Wrong(NamedTuple):
 def encoded(call: bytes) -> bytes:
     """The call with the number in place of what stands for it."""
     return call.replace(f'"{DIGITS}"'.encode(), b"1" * 5000)
+
+
+def sound_call(method: str) -> dict[str, Any]:
+    """Parameters without a fault, every member among them."""
+    fields = INTERFACE.members[method].in_type.fields
+    return {name: _full(name, kind.element_type if _is_maybe(kind) else kind) for name, kind in fields.items()}
 
 
 def wrong_calls(method: str) -> Iterator[Wrong]:
@@ -106,11 +116,23 @@ def _sample(name: str, kind: Any) -> Any:
     if name in SOUND:
         return SOUND[name]
     if type(kind) in (str, int, bool):
-        return "x" if kind == "" else kind
+        return "x" if kind == "" else 1 if type(kind) is int else kind
     if type(kind).__name__ == "_Array":
         return [_sample(name, kind.element_type)]
     fields = _struct(kind) or {}
     return {inner: _sample(inner, part) for inner, part in fields.items() if not _is_maybe(part)}
+
+
+def _full(name: str, kind: Any) -> Any:
+    """A value that fits, with the members that may be left out."""
+    if type(kind).__name__ == "_Array":
+        return [SOUND_ITEMS.get(name) or _full(name, kind.element_type)]
+    if type(kind).__name__ == "_Object":
+        return {"a": 1, "b": ["text", 1.5, None, {"c": True}]}
+    fields = _struct(kind)
+    if fields is None:
+        return _sample(name, kind)
+    return {inner: _full(inner, part.element_type if _is_maybe(part) else part) for inner, part in fields.items()}
 
 
 def _struct(kind: Any) -> dict[str, Any] | None:

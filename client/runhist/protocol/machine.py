@@ -167,13 +167,15 @@ class ClientConnection:
             return None
         try:
             message = self._decode(frame)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ProtocolError(f"the reply is not JSON: {error}") from error
         if not isinstance(message, dict) or not isinstance(message.get("parameters", {}), dict):
             raise ProtocolError("the reply is not a varlink message")
+        if not isinstance(message.get("error"), (str, type(None))) or type(message.get("continues", False)) is not bool:
+            raise ProtocolError("the reply is not a varlink message")
         if not self._open:
             raise ProtocolError("a reply came that no call waits for")
-        continues = bool(message.get("continues", False))
+        continues = message.get("continues", False)
         if continues and not self._open[0].more:
             raise ProtocolError(f"{self._open[0].method} was answered as a stream that nobody asked for")
         if not continues:
