@@ -36,7 +36,7 @@ def check_content(service: Service, uid: int, size: int) -> None:
     """Refuse so many bytes of content more. Raises QuotaExceeded."""
     tally = service.committer.tally
     if tally is not None:
-        tally.quota.check_bytes(tally.of(uid), size)
+        tally.check_bytes(uid, size)
 
 
 def shares_of(service: Service, uid: int) -> list[Share]:

@@ -1,6 +1,6 @@
 """How much a user may have stored: so many runs, and so many bytes.
 
-What is stored is counted in the transaction that stores it, so that a limit holds exactly. At the limit no run begins and
+What is stored is counted with the transaction that stores it, so that a limit holds exactly. At the limit no run begins and
 no event is taken, with one exception: what ends a run is, because only runs that have ended can be forgotten, and nothing
 would ever become free otherwise. It goes over the limit by no more than the ends of the runs that are open.
 """
@@ -30,12 +30,21 @@ class Stored(Struct):
     runs: int = 0
     bytes: int = 0
 
+    def plus(self, runs: int, size: int) -> Stored:
+        """With so much more."""
+        return Stored(self.runs + runs, self.bytes + size)
+
 
 class Quota(Struct, frozen=True):
     """What each user may have stored; None is no limit."""
 
     runs: int | None = None
     bytes: int | None = None
+
+    @property
+    def is_off(self) -> bool:
+        """Whether nothing is limited."""
+        return self.runs is None and self.bytes is None
 
     def check_run(self, stored: Stored, size: int) -> None:
         """Refuse another run, whose first event has so many bytes. Raises QuotaExceeded."""
@@ -45,12 +54,8 @@ class Quota(Struct, frozen=True):
 
     def check_events(self, stored: Stored, accepted: Sequence[Accepted]) -> None:
         """Refuse other events, unless they end their run. Raises QuotaExceeded."""
-        if self.bytes is not None and not all(new.kind in TERMINAL_STATUS for new in accepted):
+        if not all(new.kind in TERMINAL_STATUS for new in accepted):
             self.check_bytes(stored, sum(bytes_of(new.event) for new in accepted))
-
-    def check_claim(self, stored: Stored, accepted: Sequence[Accepted]) -> None:
-        """Refuse to go on with a run, which is an event of itself, with these events. Raises QuotaExceeded."""
-        self.check_bytes(stored, EVENT_BYTES + sum(bytes_of(new.event) for new in accepted))
 
     def check_bytes(self, stored: Stored, size: int) -> None:
         """Refuse so many bytes more. Raises QuotaExceeded."""

@@ -41,8 +41,8 @@ class BlobDropped(Struct, frozen=True):
 def keep(connection: apsw.Connection, tally: Tally, request: KeepBlob, now_us: int) -> BlobKept:
     """Note that the user has given this content; again counts as new. Raises QuotaExceeded."""
     if connection.execute(sql.FIND_BLOB, (request.uid, request.sha256)).get is None:
-        tally.quota.check_bytes(tally.of(request.uid), request.size)
-        tally.add(request.uid, size=request.size)
+        tally.check_bytes(request.uid, request.size)
+        tally.add(request.uid, 0, request.size)
     connection.execute(sql.KEEP_BLOB, (request.uid, request.sha256, request.size, now_us))
     return BlobKept()
 
@@ -51,7 +51,7 @@ def drop(connection: apsw.Connection, tally: Tally, request: DropBlob, now_us: i
     """Forget content that is still unused."""
     dropped: list[Any] = connection.execute(sql.DROP_BLOB, (request.uid, request.sha256, now_us - UNUSED_US)).fetchall()
     for (size,) in dropped:
-        tally.add(request.uid, size=-size)
+        tally.add(request.uid, 0, -size)
     return BlobDropped(connection.execute(sql.HOLDERS_OF_BLOB, (request.sha256,)).get == 0)
 
 

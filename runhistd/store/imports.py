@@ -46,10 +46,9 @@ def take_in(log: EventLog, request: Import) -> Imported:
     if run is not None and run.lease.key != request.import_key.bytes:
         raise RunExists(request.namespace, request.run_id)
     accepted = accept_imported(request, fresh, last_seq, run is not None and run.head.status in TERMINAL)
-    stored = log.tally.of(request.uid)
     if run is None:
-        log.tally.quota.check_run(stored, 0)
-    log.tally.quota.check_events(stored, accepted)
+        log.tally.check_run(request.uid, 0)
+    log.tally.check_events(request.uid, accepted)
     log.check_blobs(request.uid, accepted)
     _check_keys(log, run, fresh)
     if run is None:

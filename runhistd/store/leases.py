@@ -16,7 +16,7 @@ from ..model.errors import NotAllowed, RunClosed, RunExists, StaleEpoch, StaleTe
 from ..model.events import TERMINAL, Event, RunSpec, payload_of
 from ..model.holder import Holder
 from ..model.lease import OWNED, Begin, Claim, Death, Fence, Lease, Release, decide_claim, incomplete_event, resumed_event
-from ..model.quota import EVENT_BYTES
+from ..model.quota import EVENT_BYTES, bytes_of
 from .heads import CachedRun, encode
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def begin(log: EventLog, request: Begin, now_us: int) -> Begun:
             raise RunExists(request.namespace, request.run_id)
         return Begun(request.namespace, request.run_id, run.head.epoch, log.pending_position)
     log.check_not_deleted(name, request.lease_key.bytes)
-    log.tally.quota.check_run(log.tally.of(request.uid), EVENT_BYTES + len(request.spec))
+    log.tally.check_run(request.uid, EVENT_BYTES + len(request.spec))
     start = Event(type="run.started", time_us=request.time_us, data=Raw(request.spec))
     spec = payload_of(start.type, request.spec, "run")
     assert isinstance(spec, RunSpec)
@@ -98,7 +98,7 @@ def claim(log: EventLog, request: Claim, now_us: int) -> Claimed:
     stored = log.stored_keys(run, request.events)
     team_epoch = log.heads.team_epoch(request.uid, head.team_run_id)
     granted = decide_claim(head, lease, request, log.pending_epoch + 1, last_n, stored, team_epoch)
-    log.tally.quota.check_claim(log.tally.of(request.uid), [*granted.answers, *granted.events])
+    log.tally.check_bytes(request.uid, EVENT_BYTES + sum(bytes_of(new.event) for new in (*granted.answers, *granted.events)))
     log.check_blobs(request.uid, granted.events)
     log.store_all(run, granted.answers, request.writer, now_us)
     data = resumed_data(run, request.holder, _answer(log, run))

@@ -234,10 +234,10 @@ class EventLog:
             return Batch(outcomes, shown=self._take_shown())
         self._connection.executemany(sql.INSERT_EVENT, self._rows)
         self.heads.save()
-        self.tally.save()
+        self.tally.save(self._pending.position, removes=False)
         self._connection.execute(sql.SAVE_COUNTERS, msgspec.structs.astuple(self._pending))
         self._connection.execute("COMMIT")
-        self.tally.committed()
+        self.tally.committed(self._pending.position)
         held = [Held(*run.name, frozenset(run.lease.holders)) for run in self.heads.changed_leases()]
         self.heads.committed()
         self._counters = self._pending
@@ -256,9 +256,9 @@ class EventLog:
         except Refusal as refusal:
             self._connection.execute("ROLLBACK")
             return Batch([refusal])
-        self.tally.save()
+        self.tally.save(self._counters.position, removes=True)
         self._connection.execute("COMMIT")
-        self.tally.committed()
+        self.tally.committed(self._counters.position)
         done = Batch([outcome])
         if isinstance(outcome, prune.Compacted):
             done.deleted = outcome.events > 0
@@ -312,7 +312,7 @@ class EventLog:
         self._pending = Counters(counters.position, counters.epoch, counters.run + 1)
         run = CachedRun(self._pending.run, name, lease, Head(epoch=self.next_epoch()))
         self.heads.add(run)
-        self.tally.add(run.name[0], runs=1)
+        self.tally.add(run.name[0], 1, 0)
         return run
 
     def next_epoch(self) -> int:
@@ -366,7 +366,7 @@ class EventLog:
         last_n = self.last_n(run, request.writer)
         fresh = decide(run.head, request, last_n, self.stored_keys(run, request.events), lease.state, lease.owner_pid)
         if fresh:
-            self.tally.quota.check_events(self.tally.of(request.uid), fresh)
+            self.tally.check_events(request.uid, fresh)
             self.check_blobs(request.uid, fresh)
             check_team(run.head, self.heads.team_epoch(request.uid, run.head.team_run_id))
             self.join(run, request.holder if request.epoch is not None else None)
@@ -438,7 +438,7 @@ class EventLog:
             blobs.note_use(self._connection, run, sha256)
         if event.key is not None:
             run.new_keys[event.key] = StoredKey(event.seq, content_of(sent, event.kind))
-        self.tally.add(uid, size=bytes_of(event))
+        self.tally.add(uid, 0, bytes_of(event))
         self._rows.append(event_row(run.number, event))
         self._events.append(Committed(uid, run.number, head.agent_id, head.team_run_id, event))
 

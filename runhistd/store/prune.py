@@ -98,7 +98,7 @@ def _delete(log: EventLog, connection: apsw.Connection, request: Delete, now_us:
     connection.execute(sql.DELETE_RUN, (run.number,))
     connection.execute(sql.DELETE_PIN, (run.number,))
     log.heads.drop(run)
-    log.tally.add(request.uid, runs=-1)
+    log.tally.add(request.uid, -1, 0)
     return Deleted(True)
 
 
@@ -116,7 +116,7 @@ def _compact(log: EventLog, connection: apsw.Connection, request: Compact) -> Co
     (first_seq, first_position, *_), (last_seq, last_position, *_) = (rows[0], rows[-1]) if rows else (nothing, nothing)
     gap = (first_seq, last_seq, first_position, last_position)
     blobs.end_uses(connection, run, [sha256 for _, _, sha256, _ in rows if sha256 is not None])
-    log.tally.add(request.uid, size=-sum(size for *_, size in rows))
+    log.tally.add(request.uid, 0, -sum(size for *_, size in rows))
     connection.execute(sql.SAVE_COMPACTION, (run.number, request.kind, len(rows), *gap, not more))
     return Compacted(more, len(rows))
 
@@ -142,7 +142,7 @@ def _clear(log: EventLog, connection: apsw.Connection) -> Cleared:
         if rows:
             size = sum(row[0] for row in rows)
             if part == sql.CLEAR_EVENTS:
-                log.tally.add(uid, size=-size)
+                log.tally.add(uid, 0, -size)
             return Cleared(True, size)
     connection.execute(sql.SET_CLEARED, (run,))
     _merge_tombstones(connection)

@@ -228,9 +228,11 @@ CREATE TABLE blob_uses (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX blob_uses_by_blob ON blob_uses (sha256);
 
--- How many runs each user has, and how many bytes of events and of content: what limits per user are held against.
+-- How many runs each user has, and how many bytes of events and of content: what limits per user are held against. Behind
+-- the highest `position` here events and runs are not counted yet.
 CREATE TABLE users (
   uid INTEGER PRIMARY KEY,
   runs INTEGER NOT NULL,
-  bytes INTEGER NOT NULL
+  bytes INTEGER NOT NULL,
+  position INTEGER NOT NULL DEFAULT 0
 ) STRICT;

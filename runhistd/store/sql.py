@@ -243,10 +243,15 @@ FROM pragma_page_count, pragma_freelist_count, pragma_page_size
 # --- what each user has stored ---
 
 LOAD_USERS: Final = "SELECT uid, runs, bytes FROM users"
+USERS_POSITION: Final = "SELECT coalesce(max(position), 0) FROM users"
 SAVE_USER: Final = """
-INSERT INTO users (uid, runs, bytes) VALUES (?, ?, ?)
-ON CONFLICT DO UPDATE SET runs = runs + excluded.runs, bytes = bytes + excluded.bytes
+INSERT INTO users (uid, runs, bytes, position) VALUES (?, ?, ?, ?)
+ON CONFLICT DO UPDATE SET runs = excluded.runs, bytes = excluded.bytes, position = excluded.position
 """
+COUNT_BEHIND_USERS: Final = f"""
+SELECT uid, sum(seq = 1), sum({_EVENT_BYTES}) FROM events CROSS JOIN runs USING (run)
+WHERE position > ({USERS_POSITION}) GROUP BY uid
+"""  # noqa: S608
 COUNT_USERS: Final = f"""
 SELECT uid, sum(runs), sum(bytes) FROM (
   SELECT uid, count(*) AS runs, 0 AS bytes FROM runs GROUP BY uid
@@ -256,7 +261,8 @@ SELECT uid, sum(runs), sum(bytes) FROM (
   GROUP BY uid
 ) GROUP BY uid
 """  # noqa: S608
-RECOUNT_USERS: Final = f"DELETE FROM users; INSERT INTO users (uid, runs, bytes) {COUNT_USERS}"  # noqa: S608
+RECOUNT_USERS: Final = f"DELETE FROM users; INSERT INTO users (uid, runs, bytes) {COUNT_USERS}; \
+UPDATE users SET position = (SELECT position FROM history)"  # noqa: S608
 
 # --- artifacts and blobs ---
 

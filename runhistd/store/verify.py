@@ -19,15 +19,16 @@ from msgspec import Raw
 
 from ..model.artifacts import Artifact
 from ..model.events import Payload, StoredEvent, Usage, payload_of
+from ..model.quota import Stored
 from ..model.run import ZERO, Head, applied, fold
 from . import sql
 from .blobs import from_columns
 from .contents import BLOBS_NAME, path_of
 from .heads import CachedRun, run_from_row
 from .reader import open_reader, snapshot
+from .tally import load
 
 OF_ANY_SIZE = "of any size"  # content that an artifact uses, which need not tell its size
-NOTHING = (0, 0)
 _decode_usage = msgspec.json.Decoder(Usage).decode
 
 
@@ -84,23 +85,22 @@ def _verify_file(connection: apsw.Connection, verdict: Verdict) -> None:
     for table, rows in connection.execute(sql.ORPHANED_ROWS):
         if rows:
             verdict.differences.append(Difference(None, None, f"{table} without a run", "0", str(rows)))
-    with snapshot(connection):
-        expected, found = (dict(_users(connection, users)) for users in (sql.COUNT_USERS, sql.LOAD_USERS))
-    for uid in sorted(expected.keys() | found.keys()):
-        if expected.get(uid, NOTHING) != found.get(uid, NOTHING):
-            what = f"runs and bytes of user {uid}"
-            verdict.differences.append(
-                Difference(None, None, what, str(expected.get(uid, NOTHING)), str(found.get(uid, NOTHING)))
-            )
+    _verify_users(connection, verdict)
     ((counted, newest),) = connection.execute(sql.VERIFY_POSITION)
     if newest is not None and newest > counted:
         verdict.differences.append(Difference(None, None, "position counter", f">= {newest}", str(counted)))
 
 
-def _users(connection: apsw.Connection, users: str) -> Iterator[tuple[int, tuple[int, int]]]:
-    rows: list[Any] = connection.execute(users).fetchall()
-    for uid, runs, size in rows:
-        yield uid, (runs, size)
+def _verify_users(connection: apsw.Connection, verdict: Verdict) -> None:
+    """What is told of how much each user has must be so."""
+    with snapshot(connection):
+        rows: list[Any] = connection.execute(sql.COUNT_USERS).fetchall()
+        found = load(connection)
+    expected = {uid: Stored(runs, size) for uid, runs, size in rows}
+    for uid in sorted(expected.keys() | found.keys()):
+        pair = [figures.get(uid, Stored()) for figures in (expected, found)]
+        if pair[0] != pair[1]:
+            verdict.differences.append(Difference(None, None, f"runs and bytes of user {uid}", *map(repr, pair)))
 
 
 def _verify_blobs(connection: apsw.Connection, directory: Path, verdict: Verdict) -> None:

@@ -13,11 +13,13 @@ from runhistd.model.errors import QuotaExceeded, Refusal
 from runhistd.model.events import Event, Usage
 from runhistd.model.importing import Import, ImportedEvent
 from runhistd.model.quota import EVENT_BYTES, Quota, Stored
-from runhistd.model.removal import Clear, Delete
+from runhistd.model.removal import Clear, Delete, Pin
 from runhistd.store.blobs import UNUSED_US
+from runhistd.store.database import open_reader
 from runhistd.store.leases import Begun
 from runhistd.store.log import Appended
 from runhistd.store.prune import Cleared
+from runhistd.store.tally import SAVE_EVENTS
 from tests.store.histories import UID, History, append, begin, claim, event, keyed
 
 OTHER = 2000
@@ -59,6 +61,43 @@ def test_each_user_has_figures_of_its_own_and_a_restart_keeps_them(history: Hist
         assert (stored(history), stored(history, OTHER)) == before
 
 
+def written(history: History) -> list[tuple[object, ...]]:
+    reader = open_reader(history.database)
+    try:
+        return list(reader.execute("SELECT uid, runs, bytes, position FROM users"))
+    finally:
+        reader.close()
+
+
+def test_figures_that_a_crash_left_unwritten_are_counted_at_the_next_start(history: History) -> None:
+    epoch = history.begin()
+    for n in range(1, 4):
+        history.append("r", epoch, n, text_of(100))
+    assert written(history) == []
+    before = stored(history)
+    history.reopen(clean=False)
+    assert stored(history) == before
+    history.apply(Pin(UID, "default", "r", pinned=True))
+    assert written(history) == [(UID, *before, 4)]
+    history.apply(append("r", epoch, 4, text_of(100)), begin("s"), begin("r", uid=OTHER))
+    after = stored(history), stored(history, OTHER)
+    history.reopen(clean=False)
+    assert (stored(history), stored(history, OTHER)) == after
+    assert history.differences() == []
+
+
+def test_figures_are_written_now_and_then(history: History) -> None:
+    epoch = history.begin()
+    history.apply(*(append("r", epoch, n, event()) for n in range(1, SAVE_EVENTS - 1)))
+    assert written(history) == []
+    history.apply(append("r", epoch, SAVE_EVENTS - 1, event()), begin("r", uid=OTHER))
+    expected = [(UID, *stored(history), SAVE_EVENTS + 1), (OTHER, *stored(history, OTHER), SAVE_EVENTS + 1)]
+    assert written(history) == expected
+    history.append("r", epoch, SAVE_EVENTS, event())
+    assert written(history) == expected
+    assert history.differences() == []
+
+
 def test_what_is_deleted_counts_until_it_is_cleared_away(history: History) -> None:
     epoch = history.begin()
     history.append("r", epoch, 1, text_of(1000), event("run.completed"))
@@ -96,7 +135,7 @@ def test_what_is_rolled_back_does_not_count(history: History) -> None:
 def test_verify_finds_figures_that_are_not_so(history: History) -> None:
     history.begin()
     writer = apsw.Connection(str(history.database))
-    writer.execute("UPDATE users SET runs = 7")
+    writer.execute("INSERT INTO users VALUES (?, 7, 7, 1)", (UID,))
     writer.close()
     assert [difference.what for difference in history.differences()] == [f"runs and bytes of user {UID}"]
 

@@ -3,7 +3,8 @@
 CREATE TABLE users (
   uid INTEGER PRIMARY KEY,
   runs INTEGER NOT NULL,
-  bytes INTEGER NOT NULL
+  bytes INTEGER NOT NULL,
+  position INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 INSERT INTO users (uid, runs, bytes)
 SELECT uid, sum(runs), sum(bytes) FROM (
@@ -14,3 +15,4 @@ SELECT uid, sum(runs), sum(bytes) FROM (
   FROM events JOIN (SELECT run, uid FROM runs UNION ALL SELECT run, uid FROM tombstones WHERE cleared = 0) USING (run)
   GROUP BY uid
 ) GROUP BY uid;
+UPDATE users SET position = (SELECT position FROM history);
