@@ -15,6 +15,7 @@ import pytest
 
 import runhist
 from runhist.protocol.errors import InvalidParameter, NoSuchArtifact, NoSuchBlob, RunClosed
+from runhistd.store.contents import keeping
 from runhistd.store.verify import verify
 from tests.acceptance.making import UPLOAD, Made, make_old, restarted
 from tests.client.cli.shells import run
@@ -134,6 +135,18 @@ def test_unused_content_is_forgotten_after_an_hour_and_not_before(made: Made, wa
     wait_until(lambda: [file.name for file in restarted_once.files()] == [used], "the unused file is gone")
     assert restarted_once.get("r", used) == b"used"
     restarted_once.connection.close()
+
+
+def test_no_content_is_removed_while_somebody_copies_it(made: Made, wait_until: Wait) -> None:
+    made.put(b"old")
+    make_old(made)
+    with keeping(made.daemon.state_dir / "blobs"):
+        for i in range(3):  # each sweep wakes the sweeper anew, behind which the next one's transactions stand
+            made.sweep()
+            made.begin(f"r{i}")
+        assert len(made.files()) == 1
+    made.sweep()
+    wait_until(lambda: made.files() == [], "the next pass removes it")
 
 
 def test_giving_it_again_makes_it_young(made: Made, wait_until: Wait) -> None:
