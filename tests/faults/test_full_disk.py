@@ -225,3 +225,20 @@ def test_a_spool_on_a_full_disk_is_told_in_the_receipt(small: Daemon, monkeypatc
     assert run.flush(deadline=30).durable == "committed"
     with connect(small) as connection:
         assert connection.call("GetRun", {"run_id": "r"})["run"]["last_seq"] == 7
+
+
+def test_a_backup_that_finds_no_room_says_so_and_leaves_nothing(
+    small: Daemon, new_daemon: Callable[[], Daemon]
+) -> None:
+    daemon = new_daemon().start()
+    with connect(daemon) as connection:
+        epoch = begin(connection, "r")
+        connection.call("Append", request("r", epoch, 1, *[BIG] * 100))
+    small.state_dir.mkdir()
+    fill(small, leave=MIB)
+    target = small.state_dir / "copy"
+    command = [sys.executable, "-m", "runhistd", "backup", str(target)]
+    done = subprocess.run(command, env=daemon.env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr == "runhistd: no copy was made: the disk is full\n"
+    assert list(target.iterdir()) == []

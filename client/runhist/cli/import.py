@@ -20,7 +20,7 @@ from .main import INTERRUPTED, OK, REFUSED, UNREACHABLE, USAGE, Complaint
 from .progress import Bar
 
 BATCH_EVENTS = 500
-BATCH_BYTES = 1024 * 1024
+BATCH_BYTES = 1024 * 1024  # at most half of what the daemon takes in one message, so that the rest of it fits too
 KEYS = uuid.UUID("6a0c6f2e-6d1f-5c3e-9a53-0f6b7d1c8e44")  # the space of names that import keys are made in
 PASSING = (StorageFull, Damaged, Busy, ShuttingDown)  # these say nothing against the file
 
@@ -77,6 +77,8 @@ class Importer:
         self.refused: List[Tuple[str, str]] = []
         self.bar = Bar("importing")
         self._connection = connection
+        limits = connection.call("Describe", {})["limits"]
+        self._batch_bytes = min(BATCH_BYTES, limits["frame_bytes"] // 2)
         self._run: Optional[_Run] = None
         self._line = 0
         self._start = start
@@ -102,7 +104,7 @@ class Importer:
         if kind == "run":
             self._end()
             self.position = at
-            self._run = _Run(self._connection, texts)
+            self._run = _Run(self._connection, texts, self._batch_bytes)
             return
         if self._run is None:
             raise jsonl.BadLine("it stands before the line of its run")
@@ -125,7 +127,8 @@ class Importer:
 class _Run:
     """One run on its way in. After a refusal its other lines are passed over."""
 
-    def __init__(self, connection: Connection, texts: Dict[str, str]) -> None:
+    def __init__(self, connection: Connection, texts: Dict[str, str], batch_bytes: int) -> None:
+        self._batch_bytes = batch_bytes
         self.name = (jsonl.text_of(texts, "namespace"), jsonl.text_of(texts, "run_id"))
         self.stored = self.duplicates = 0
         self.refusal: Optional[RunhistError] = None
@@ -133,7 +136,7 @@ class _Run:
         self._pinned = jsonl.value_of(texts, "pinned")
         self._connection = connection
         self._key = ""
-        self._events: List[str] = []
+        self._events: List[bytes] = []
         self._bytes = 0
         self._reached = 0
         self._uploads: Dict[str, str] = {}
@@ -153,11 +156,11 @@ class _Run:
         if not self._key:  # nothing that is told of a run elsewhere could be the same by chance
             began = json.dumps([*self.name, jsonl.value_of(texts, "received_us")])
             self._key = str(uuid.uuid5(KEYS, began))
-        text = jsonl.event_text(texts)
+        text = jsonl.event_text(texts).encode("utf-8")
+        if len(self._events) >= BATCH_EVENTS or self._bytes + len(text) > self._batch_bytes:
+            self._send()
         self._events.append(text)
         self._bytes += len(text)
-        if len(self._events) >= BATCH_EVENTS or self._bytes >= BATCH_BYTES:
-            self._send()
 
     def take_content(self, texts: Dict[str, str]) -> None:
         """Give the daemon a piece of content; the events behind it name it."""
@@ -184,7 +187,7 @@ class _Run:
             return
         namespace, run_id = map(json.dumps, self.name)
         start = f'{{"namespace":{namespace},"run_id":{run_id},"import_key":"{self._key}","events":['
-        parameters = (start + ",".join(self._events) + "]}").encode("utf-8")
+        parameters = start.encode("utf-8") + b",".join(self._events) + b"]}"
         self._events, self._bytes = [], 0
         reply = self._connection.call("ImportEvents", parameters, timeout=None)
         self._reached = reply["last_seq"]

@@ -207,6 +207,21 @@ def test_an_event_that_cannot_be_one_is_refused_with_its_field(
     assert runhist(empty, "list", "-q").stdout == ""
 
 
+def test_an_import_keeps_to_the_longest_message_that_the_daemon_takes(
+    filled: Daemon, new_daemon: Callable[[], Daemon], tmp_path: Path
+) -> None:
+    small = new_daemon()
+    small.config_file.write_text("[limits]\nframe_bytes = 65536\nevent_bytes = 30000\n")
+    small.start()
+    with connect(filled) as connection:
+        epoch = begin(connection, "many", 4)
+        events = [{"type": "output", "data": {"text": "é" * 1000, "n": n}} for n in range(200)]
+        connection.call("Append", request("many", epoch, 1, *events))
+    exported(filled, tmp_path / "a.jsonl", "many")
+    done = json.loads(runhist(small, "import", "jsonl", tmp_path / "a.jsonl", "--json").stdout)
+    assert (done["stored"], done["refused"]) == (201, [])
+
+
 def test_a_seq_that_is_far_off_costs_nobody_any_time(empty: Daemon, tmp_path: Path) -> None:
     name = {"namespace": "default", "run_id": "r"}
     far = 2**53 - 10
