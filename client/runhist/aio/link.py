@@ -35,7 +35,7 @@ from ..spool import Spool, SpoolFault
 
 
 class HistoryLeft(RunhistError):
-    """The block of the async history was left, and nothing is recorded through it any more."""
+    """Nothing is recorded through this async history any more: its block was left, or its task was cancelled."""
 
 
 class TaskLink(Pump):
@@ -63,18 +63,22 @@ class TaskLink(Pump):
 
     async def run(self, program: anyio.CancelScope) -> None:
         """Pump whenever there is something to do, until `stop`. An interrupt that comes in between cancels the program."""
-        with self._life:
-            while True:
-                try:
-                    with self.lock:
-                        self._nudged = False
-                        self.pump()
-                except KeyboardInterrupt as interrupt:
-                    self.interrupt = interrupt
-                    program.cancel()
-                pumped, self._pumped = self._pumped, anyio.Event()
-                pumped.set()
-                await self._sleep()
+        try:
+            with self._life:
+                while True:
+                    try:
+                        with self.lock:
+                            self._nudged = False
+                            self.pump()
+                    except KeyboardInterrupt as interrupt:
+                        self.interrupt = interrupt
+                        program.cancel()
+                    pumped, self._pumped = self._pumped, anyio.Event()
+                    pumped.set()
+                    await self._sleep()
+        finally:
+            self.is_left = True  # also where somebody cancels whatever task there is: nobody waits for it in vain
+            self._pumped.set()
 
     def stop(self) -> List[Outbox]:
         """End the task, and close the connection. Returns what still holds events that are nowhere else."""

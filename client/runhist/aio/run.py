@@ -161,7 +161,7 @@ class Run(RunHandle):
     def _hand_over(self, entry: Entry, ends: bool) -> None:
         link = self._link
         if link is not None and link.is_left:
-            error = HistoryLeft("the block of its history was left")
+            error = HistoryLeft("the block of its history was left, or the history's task was cancelled")
             with link.lock:
                 self._faults.add("left", error, f"an event of run {self._run_id} is not recorded: {error}")
             return

@@ -393,6 +393,22 @@ def test_leaving_the_history_stores_what_runs_without_a_block_recorded(small: Sm
     go(main)
 
 
+def test_where_somebody_cancels_the_historys_task_nobody_waits_for_it_and_the_faults_are_counted(
+    small: SmallHistory,
+) -> None:
+    async def main() -> None:
+        async with aio.connect(deadline=LONG * 100) as history:
+            run = await history.begin_run()
+            for task in asyncio.all_tasks() - {asyncio.current_task()}:
+                task.cancel()
+            await asyncio.sleep(0)
+            run.append("x")
+            assert (await run.flush()).durable == "off"
+            assert run.faults == 1 and history.mode == "off"
+
+    asyncio.run(main())
+
+
 def test_what_a_history_leaves_unstored_is_counted(small: SmallHistory, go: Go) -> None:
     async def main() -> None:
         async with aio.connect(deadline=0.05) as history:
