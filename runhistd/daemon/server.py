@@ -130,7 +130,7 @@ class Connection:
         self._peer_died = False
         self._ended = False
         self._waits_for_bytes = False
-        self._waited = False  # for the bytes that were read last
+        self._has_more = False  # probably: the last read was as large as it may be
         self._received_bytes = 0
         self._is_taking = False  # what was received is not all carried out or queued yet
         self._heard = trio.Event()  # something was received, or is waited for
@@ -288,23 +288,26 @@ class Connection:
 
     async def _receive_some(self) -> bytes:
         """The next bytes. Not by the stream, which has them for a moment when neither the socket nor we do."""
-        if not self._waited:  # or a peer that always has more would let nobody else run
-            await trio.lowlevel.checkpoint()
-        self._waited = False
-        descriptor = self.stream.socket.fileno()
+        if self._has_more:
+            await trio.lowlevel.checkpoint()  # or a peer that always has more would let nobody else run
+        else:
+            await self._wait_for_bytes()
         while True:
             try:
-                received = os.read(descriptor, READ_BYTES)
+                received = os.read(self.stream.socket.fileno(), READ_BYTES)
             except BlockingIOError:
-                self._waits_for_bytes = True
-                self._note_heard()
-                await trio.lowlevel.wait_readable(descriptor)
-                self._waits_for_bytes = False
-                self._waited = True
+                await self._wait_for_bytes()
             else:
+                self._has_more = len(received) == READ_BYTES
                 self._received_bytes += len(received)
                 self._note_heard()
                 return received
+
+    async def _wait_for_bytes(self) -> None:
+        self._waits_for_bytes = True
+        self._note_heard()
+        await trio.lowlevel.wait_readable(self.stream.socket.fileno())
+        self._waits_for_bytes = False
 
     def _note_heard(self) -> None:
         if self._peer_died:
