@@ -10,7 +10,6 @@ README says.
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import sys
 import tempfile
@@ -22,15 +21,17 @@ from . import goals, machine, syncs, writing
 from .contestants import NAMES, contestant
 from .measure import WORKLOADS, Place, folder
 from .parts import LONG, PARTS
+from .writing import Race
 
+ONE, LONE, FLIGHT, REQUEST = WORKLOADS
 WRITERS = {"writers": "disk", "slow": "slow"}
 SHORT = [
-    ("disk", "one", ("runhistd", "redis", "postgres", "sqlite")),
-    ("slow", "one", ("runhistd", "redis", "postgres", "sqlite")),
-    ("disk", "lone", ("runhistd", "redis")),
-    ("slow", "lone", ("runhistd", "redis")),
-    ("disk", "flight", ("runhistd", "ceiling")),
-    ("disk", "request", ("runhistd", "ceiling", "redis", "sqlite", "postgres")),
+    Race("disk", ONE, ("runhistd", "redis", "postgres", "sqlite")),
+    Race("slow", ONE, ("runhistd", "redis", "postgres", "sqlite")),
+    Race("disk", LONE, ("runhistd", "redis")),
+    Race("slow", LONE, ("runhistd", "redis")),
+    Race("disk", FLIGHT, ("runhistd", "ceiling")),
+    Race("disk", REQUEST, ("runhistd", "ceiling", "redis", "sqlite", "postgres")),
 ]
 SHORT_PARTS = {*WRITERS, "command"}
 
@@ -88,13 +89,14 @@ def introduce(place: Place, why_no_slow: str | None) -> dict[str, Any]:
 def measure_writers(args: argparse.Namespace, place: Place) -> list[writing.Rounds]:
     """The contestants, a table for each disk and workload."""
     disks = [disk for part, disk in WRITERS.items() if part in args.parts and (disk == "disk" or place.slowsync)]
-    plan = [row for row in (SHORT if args.short else writing.everything(disks)) if row[0] in disks]
-    found = writing.run(place, args.seconds, args.warm_s, args.repeats, plan, tell)
-    titles = {workload.name: workload.title for workload in WORKLOADS}
-    for (disk, workload), rounds in itertools.groupby(found, lambda one: (one.disk, one.workload)):
-        say(f"\n{titles[workload]}{', each sync 2 ms slower' if disk == 'slow' else ''}")
-        for line in writing.table(list(rounds)):
-            say(line)
+    found: list[writing.Rounds] = []
+    for race in SHORT if args.short else writing.everything(disks):
+        if race.disk in disks:
+            rounds = writing.run(place, args.seconds, args.warm_s, args.repeats, race, tell)
+            say(f"\n{race.title}")
+            for line in writing.table(rounds):
+                say(line)
+            found += rounds
     return found
 
 

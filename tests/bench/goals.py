@@ -1,7 +1,11 @@
 """The speed that is demanded, as one table: what is compared with what, how much it must be, and what was reached.
 
 `reached.json` holds the figures that the README states; a test holds the README's table against it, and CI fails when a
-quick measurement finds a ratio below HOLD of what is stated there. `python -m tests.bench.goals` prints the README's table.
+quick measurement finds a ratio below HOLD of what is stated there.
+
+    python -m tests.bench.goals [FILE...]
+
+takes the figures out of what `python -m tests.bench --json FILE` wrote into `reached.json`, and prints the README's table.
 """
 
 from __future__ import annotations
@@ -150,5 +154,16 @@ def table(figures: Figures) -> list[str]:
     ]
 
 
+def state(measured: Sequence[Path]) -> None:
+    """Make what these files hold of figures that goals are about the stated ones."""
+    found: dict[str, float] = {}
+    for path in measured:
+        found |= json.loads(path.read_text())["figures"]
+    names = [goal.name for goal in GOALS if goal.name in found]
+    REACHED.write_text(json.dumps({name: float(f"{found[name]:.3g}") for name in names}, indent=1) + "\n")
+
+
 if __name__ == "__main__":
+    if sys.argv[1:]:
+        state([Path(name) for name in sys.argv[1:]])
     sys.stdout.write(markdown(stated()))

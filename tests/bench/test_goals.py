@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
+import pytest
+
 from tests.bench import goals
 from tests.bench.measure import Measured
 from tests.bench.writing import Rounds
@@ -37,5 +42,17 @@ def test_a_goal_may_be_a_least_and_a_most() -> None:
     assert by_name["idle/memory"].is_met(60) and not by_name["idle/memory"].is_met(61)
 
 
-def test_what_is_stated_names_goals() -> None:
+def test_the_readme_states_what_was_reached() -> None:
     assert set(goals.stated()) <= {goal.name for goal in goals.GOALS}
+    readme = Path(__file__).parent.parent.parent / "README.md"
+    assert goals.markdown(goals.stated()) in readme.read_text()
+
+
+def test_what_was_measured_becomes_what_is_stated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(goals, "REACHED", tmp_path / "reached.json")
+    measured = [{"grow/ratio": 0.98765, "disk/one/jsonl": 1.0}, {"start/ready": 0.5}]
+    files = [tmp_path / str(i) for i in range(len(measured))]
+    for path, figures in zip(files, measured, strict=True):
+        path.write_text(json.dumps({"figures": figures}))
+    goals.state(files)
+    assert goals.stated() == {"grow/ratio": 0.988, "start/ready": 0.5}

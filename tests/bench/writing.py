@@ -30,6 +30,19 @@ class Rounds(NamedTuple):
         return statistics.median(figures) if figures else None
 
 
+class Race(NamedTuple):
+    """A workload on one of DISKS, and who is to do it."""
+
+    disk: str
+    workload: Workload
+    names: Sequence[str]
+
+    @property
+    def title(self) -> str:
+        """What is measured, for people."""
+        return self.workload.title + (f", each sync {SLOWER_US / 1000:g} ms slower" if self.disk == "slow" else "")
+
+
 def takes_part(name: str, workload: Workload) -> bool:
     """Whether the contestant can do it at all; whoever stands for all writers cannot be a lone one."""
     one = contestant(name)
@@ -41,27 +54,24 @@ def run(
     seconds: float,
     warm_s: float,
     repeats: int,
-    plan: Sequence[tuple[str, str, Sequence[str]]],
+    race: Race,
     tell: Callable[[str], None],
 ) -> list[Rounds]:
-    """Measure what the plan names: disks, workloads and contestants, those that can. `tell` hears of each measurement."""
-    found: list[Rounds] = []
-    for disk, workload_name, names in plan:
-        (workload,) = (known for known in WORKLOADS if known.name == workload_name)
-        there = place._replace(slower_us=SLOWER_US if disk == "slow" else 0)
-        able = [name for name in names if contestant(name).missing() is None and takes_part(name, workload)]
-        of = {name: Rounds(disk, workload_name, name, []) for name in able}
-        for _ in range(repeats):
-            for name in able:
-                tell(f"{workload.title}, {disk}: {contestant(name).TITLE}")
-                of[name].rounds.append(measure(name, workload, there, seconds, warm_s))
-        found += of.values()
-    return found
+    """Measure those contestants of the race that can. `tell` hears of each measurement."""
+    workload = race.workload
+    there = place._replace(slower_us=SLOWER_US if race.disk == "slow" else 0)
+    able = [name for name in race.names if contestant(name).missing() is None and takes_part(name, workload)]
+    of = {name: Rounds(race.disk, workload.name, name, []) for name in able}
+    for _ in range(repeats):
+        for name in able:
+            tell(f"{race.title}: {contestant(name).TITLE}")
+            of[name].rounds.append(measure(name, workload, there, seconds, warm_s))
+    return list(of.values())
 
 
-def everything(disks: Sequence[str]) -> list[tuple[str, str, Sequence[str]]]:
-    """The plan of all contestants in all workloads."""
-    return [(disk, workload.name, NAMES) for disk in disks for workload in WORKLOADS]
+def everything(disks: Sequence[str]) -> list[Race]:
+    """All contestants in all workloads."""
+    return [Race(disk, workload, NAMES) for disk in disks for workload in WORKLOADS]
 
 
 def table(found: Sequence[Rounds]) -> list[str]:
