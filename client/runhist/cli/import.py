@@ -64,7 +64,8 @@ def run(args: argparse.Namespace) -> int:
         except (*PASSING, Unreachable, KeyboardInterrupt) as error:
             importer.bar.clear()
             return _stopped(args, importer, error)
-    _tell(importer, as_json=args.json)
+        _tell(importer, as_json=args.json)
+        _warn_of_retention(connection)
     return REFUSED if importer.refused else OK
 
 
@@ -203,6 +204,14 @@ def _stopped(args: argparse.Namespace, importer: Importer, error: BaseException)
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED
     return UNREACHABLE if isinstance(error, Unreachable) else REFUSED
+
+
+def _warn_of_retention(connection: Connection) -> None:
+    """Say how many runs the next pass takes: those that ended long ago came in with the time of their end."""
+    doomed = connection.call("CollectGarbage", {"dry_run": True}, timeout=None)["decisions"]
+    if doomed:
+        runs = "1 run" if len(doomed) == 1 else f"{len(doomed):,} runs"
+        sys.stderr.write(f"the next pass of retention takes {runs}: runhist gc --dry-run; keep some: runhist pin RUN\n")
 
 
 def _tell(importer: Importer, *, as_json: bool) -> None:

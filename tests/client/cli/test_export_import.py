@@ -93,6 +93,21 @@ def test_the_data_of_events_is_the_bytes_that_were_recorded(filled: Daemon, empt
     assert (tmp_path / "got").read_bytes() == (tmp_path / "made.txt").read_bytes()
 
 
+def test_an_import_tells_what_the_next_pass_of_retention_takes(filled: Daemon, empty: Daemon, tmp_path: Path) -> None:
+    lines = exported(filled, tmp_path / "a.jsonl", "one")
+    for line in lines:
+        for times in (line.get("run", {}), line.get("event", {})):
+            times.update({name: times[name] - 40 * 86400 * 1_000_000 for name in times if name.endswith("_us")})
+        line.get("run", {}).update(pinned=False)
+    (tmp_path / "b.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines), "utf-8")
+    assert "retention" not in runhist(empty, "import", "jsonl", tmp_path / "a.jsonl").stderr  # it is young, and pinned
+    runhist(filled, "unpin", "one")
+    runhist(filled, "rm", "one", "--yes")
+    said = runhist(filled, "import", "jsonl", tmp_path / "b.jsonl").stderr
+    assert said.startswith("the next pass of retention takes 1 run: runhist gc --dry-run")
+    assert "one" in runhist(filled, "gc", "--dry-run").stdout
+
+
 def test_importing_again_here_or_there_stores_nothing(filled: Daemon, empty: Daemon, tmp_path: Path) -> None:
     lines = exported(filled, tmp_path / "a.jsonl")
     events = sum("event" in line for line in lines)
