@@ -29,6 +29,7 @@ from .holder import Holder
 from .large import STAYS_WHOLE
 from .run import Head, highest_totals
 
+MAX_OPEN_STEPS = 10_000  # of a run; they are all in memory while it is recorded, because its end ends them
 _NEEDS_STEP = frozenset({"step.started", "step.retrying", "step.completed", "step.failed", "step.skipped"})
 _WITHOUT_LEASE = frozenset({"note", "artifact", "gate.answered"})
 
@@ -117,6 +118,7 @@ def decide(
     else:
         _check_epoch(head, request, last_n, fresh, owner_pid)
     _check_status(head, fresh, lease, request.reopens)
+    _check_open_steps(head, fresh)
     if request.first_n is not None and request.first_n > last_n + 1:
         raise SequenceGap(last_n + 1, last_n)
     return fresh
@@ -194,6 +196,14 @@ def _check_status(head: Head, fresh: list[Accepted], lease: str, reopens: bool) 
             status = "paused" if new.kind == "run.paused" else TERMINAL_STATUS.get(new.kind, status)
         else:
             raise NotAllowed(path, f"the run is {status}; it must be claimed before it goes on")
+
+
+def _check_open_steps(head: Head, fresh: list[Accepted]) -> None:
+    started = sum(new.kind == "step.started" for new in fresh)
+    if started and len(head.steps) + started > MAX_OPEN_STEPS:
+        open_steps = sum(step.status == "running" for attempts in head.steps.values() for step in attempts.values())
+        if open_steps + started > MAX_OPEN_STEPS:
+            raise NotAllowed("events", f"more than {MAX_OPEN_STEPS:,} steps would be open; end some first")
 
 
 def _check_answer(head: Head, status: str, answered: int | None, i: int, new: Accepted) -> int:

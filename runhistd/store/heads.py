@@ -24,6 +24,7 @@ from . import sql
 
 MAX_RUNS = 1000
 MAX_STEPS = 1000  # step ids (or marks) of a run that are kept beyond a batch; more are read again when needed
+MAX_PARTS = 100_000  # steps and marks of all runs together
 MAX_WRITERS = 100
 MAX_DOCUMENT_BYTES = 3 * 1024 * 1024  # of what patches amount to; a run's four fit one reply of GetRun
 
@@ -45,6 +46,7 @@ class CachedRun:
         self.writers: dict[int, int] = {}  # by the UUID's int, because UUIDs hash and compare in Python
         self.touched_writers: set[int] = set()
         self.new_keys: dict[str, StoredKey] = {}  # of this batch, not yet in the table
+        self.parts = 0  # steps and marks in memory after the last batch
         self.has_documents = False  # in the head, as the next patch needs them
         self.is_new = False
         self.lease_changed = False
@@ -94,6 +96,7 @@ class Heads:
     def __init__(self, connection: apsw.Connection) -> None:
         self._connection = connection
         self._runs: OrderedDict[Name, CachedRun] = OrderedDict()
+        self.parts = 0  # steps and marks in memory, of all runs
         self._touched: dict[int, CachedRun] = {}
         self._teams: dict[tuple[int, str], int] = {}
         self._touched_teams: set[tuple[int, str]] = set()
@@ -106,6 +109,7 @@ class Heads:
     def clear(self) -> None:
         """Forget everything, because it may differ from what is stored."""
         self._runs.clear()
+        self.parts = 0
         self._touched.clear()
         self._teams.clear()
         self._touched_teams.clear()
@@ -118,7 +122,8 @@ class Heads:
 
     def drop(self, run: CachedRun) -> None:
         """Forget a run that is deleted in a transaction of its own."""
-        self._runs.pop(run.name, None)
+        if self._runs.pop(run.name, None) is not None:
+            self.parts -= run.parts
 
     def touch(self, run: CachedRun) -> None:
         """Note that the run changes in this batch."""
@@ -162,6 +167,7 @@ class Heads:
         self._take_steps(run, self._connection.execute(sql.LOAD_OPEN_STEPS, (run.number,)))
         run.lease.holders = {Holder(*row) for row in self._connection.execute(sql.LOAD_HOLDERS, (run.number,))}
         self._runs[name] = run
+        self._count_parts(run)
         return run
 
     def last_n(self, run: CachedRun, writer: UUID) -> int:
@@ -255,12 +261,23 @@ class Heads:
             run.head.documents = {}  # a thousand runs may have large ones; few are patched again soon
             run.has_documents = False
             _shrink(run)
+            self._count_parts(run)
         self._touched.clear()
         self._touched_teams.clear()
         if len(self._teams) > MAX_RUNS:
             self._teams.clear()
-        while len(self._runs) > MAX_RUNS:
-            self._runs.popitem(last=False)
+        self.hold_bounds()
+
+    def hold_bounds(self) -> None:
+        """Forget those not used for long where there are too many. Between batches: what one changes must stay."""
+        while len(self._runs) > MAX_RUNS or self.parts > MAX_PARTS:
+            _, run = self._runs.popitem(last=False)
+            self.parts -= run.parts
+
+    def _count_parts(self, run: CachedRun) -> None:
+        parts = sum(map(len, run.head.steps.values())) + len(run.head.marks)
+        self.parts += parts - run.parts
+        run.parts = parts
 
     def _take_documents(self, run: CachedRun) -> None:
         head = run.head

@@ -231,6 +231,7 @@ class EventLog:
         if not self.heads.changed:
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")  # only duplicates and refusals
+            self.heads.hold_bounds()
             return Batch(outcomes, shown=self._take_shown())
         self._connection.executemany(sql.INSERT_EVENT, self._rows)
         self.heads.save()

@@ -95,3 +95,14 @@ def test_documents_of_many_runs_are_not_kept_in_memory(served: Daemon, peer: Pee
         run.append({"type": "run.updated", "data": {"state": {"many": [[]] * 200_000}}})
     neighbour.go_on()
     assert memory_bytes(served.pid) - before < 100 * MIB
+
+
+def test_steps_that_are_begun_and_never_ended_are_bounded(peer: Peer) -> None:
+    run = Recorder(peer)
+    begun = [{"type": "step.started", "step_id": f"{i}"} for i in range(10_000)]
+    assert run.append(*begun)["parameters"]["stored"] == 10_000
+    refused = run.append({"type": "step.started", "step_id": "one more"})
+    assert refused["error"] == f"{INTERFACE}.NotAllowed" and refused["parameters"]["parameter"] == "events"
+    assert run.append({"type": "step.completed", "step_id": "7"})["parameters"]["stored"] == 1
+    assert run.append({"type": "step.started", "step_id": "one more"})["parameters"]["stored"] == 1
+    assert run.append({"type": "run.completed"})["parameters"]["stored"] == 1
