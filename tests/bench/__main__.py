@@ -3,8 +3,8 @@
     python -m tests.bench [--only PART]... [--long] [--short] [--json FILE]
 
 Needs cc to count and to slow syncs; redis-server, PostgreSQL and the extra `bench` for those contestants, which are left
-out with the reason where they are missing. With --short, which is for CI, ends with 1 when something got slower than the
-README says.
+out with the reason where they are missing. With --short, which is for CI, ends with 1 when something is far slower than the
+README says, twice in a row.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def measure_parts(args: argparse.Namespace, place: Place) -> dict[str, float]:
 
 
 def main() -> int:
-    """Measure, print, write. 1 when --short found something slower than the README says."""
+    """Measure, print, write. 1 when --short found something far slower than the README says, and did so again."""
     args = arguments()
     with folder(Place(args.directory, None)) as directory:
         why_no_slow = syncs.missing()
@@ -124,6 +124,10 @@ def main() -> int:
         results = introduce(place, why_no_slow)
         found = measure_writers(args, place)
         figures = {**goals.of_writers(found), **measure_parts(args, place)}
+        if args.short and goals.fallen(figures, goals.stated()):
+            say("\nsomething seems slower than the README says: once more")
+            again = {**goals.of_writers(measure_writers(args, place)), **measure_parts(args, place)}
+            figures = goals.better(figures, again)
     say("")
     for line in goals.table(figures):
         say(line)

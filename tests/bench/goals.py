@@ -133,6 +133,15 @@ def fallen(figures: Figures, reached: Figures) -> list[str]:
     ]
 
 
+def better(one: Figures, other: Figures) -> dict[str, float]:
+    """Of two measurements the better figure of each goal: what else the machine does only makes them worse."""
+    return {
+        goal.name: (max if goal.bound == "≥" else min)(one[goal.name], other[goal.name])
+        for goal in GOALS
+        if goal.name in one and goal.name in other
+    }
+
+
 def markdown(reached: Figures) -> str:
     """The README's table."""
     lines = ["| what | goal | reached | |", "|---|---|---|---|"]

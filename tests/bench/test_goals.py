@@ -35,6 +35,14 @@ def test_a_fall_below_what_is_stated_is_found_and_missing_a_goal_is_none() -> No
     assert line.endswith("4.40×, and the README states 3.00×")
 
 
+def test_of_two_measurements_the_better_counts() -> None:
+    one, other = (
+        {"disk/one/redis": 0.5, "command/list": 3.0, "idle/memory": 50.0},
+        {"disk/one/redis": 0.7, "command/list": 4.0},
+    )
+    assert goals.better(one, other) == {"disk/one/redis": 0.7, "command/list": 3.0}
+
+
 def test_a_goal_may_be_a_least_and_a_most() -> None:
     by_name = {goal.name: goal for goal in goals.GOALS}
     assert len(by_name) == len(goals.GOALS)
