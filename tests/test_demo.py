@@ -34,6 +34,7 @@ def directory_in(shown: str) -> Path:
     return Path(re.findall(r"rm -r (\S+)", shown)[0])
 
 
+@pytest.mark.long
 def test_off_a_terminal_it_works_shows_and_ends(env: dict[str, str], tmp_path: Path) -> None:
     done = subprocess.run(
         DEMO, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=DEADLINE_S, check=False

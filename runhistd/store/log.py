@@ -10,6 +10,7 @@ make sense of what it reads, and the log must be abandoned.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
@@ -129,7 +130,14 @@ class EventLog:
     @classmethod
     def open(cls, database: Path) -> EventLog:
         """Open or make the database. Raises NewerSchema, DamagedDatabase, StorageFault."""
-        return cls(open_writer(database))
+        connection = open_writer(database)
+        try:
+            with telling_damage():
+                return cls(connection)
+        except BaseException:
+            connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+            connection.close()
+            raise
 
     @property
     def position(self) -> int:
@@ -211,6 +219,10 @@ class EventLog:
 
     def close(self) -> None:
         """End cleanly: everything moves from the WAL into the database."""
+        if self.tally.is_behind(self._counters.position):
+            with contextlib.suppress(apsw.FullError):  # then the next start counts
+                self._save_tally()
+            self._roll_back()
         self.checkpoint(truncate=True)
         self._connection.close()
 
@@ -252,11 +264,16 @@ class EventLog:
 
     def _removal(self, request: prune.Removal, now_us: int) -> Batch:
         self._connection.execute("BEGIN IMMEDIATE")
+        changes = self._connection.total_changes()
         try:
             outcome = prune.carry_out(self, self._connection, request, now_us)
         except Refusal as refusal:
             self._connection.execute("ROLLBACK")
             return Batch([refusal])
+        gave_back = isinstance(outcome, prune.Cleared) and outcome.pages > 0  # which is no change of a row
+        if self._connection.total_changes() == changes and not gave_back:
+            self._connection.execute("ROLLBACK")  # there was nothing to remove, and is nothing to sync
+            return Batch([outcome])
         self.tally.save(self._counters.position, removes=True)
         self._connection.execute("COMMIT")
         self.tally.committed(self._counters.position)
@@ -267,6 +284,12 @@ class EventLog:
             done.deleted = True
             done.held = [Held(request.uid, request.namespace, request.run_id, frozenset())]
         return done
+
+    def _save_tally(self) -> None:
+        self._connection.execute("BEGIN IMMEDIATE")
+        self.tally.save(self._counters.position, removes=True)
+        self._connection.execute("COMMIT")
+        self.tally.committed(self._counters.position)
 
     def _carry_out(self, request: Request, now_us: int) -> Outcome:
         if isinstance(request, Append):

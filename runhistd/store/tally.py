@@ -2,9 +2,9 @@
 
 The figures of a batch are in memory at once, so that the requests of one batch cannot pass a limit together, and
 count for good with its COMMIT. Written they are only now and then, because a row more in every commit would make each of
-them slower: after SAVE_EVENTS events, and with every removal. `position` says up to which event the rows hold, and what
-lies behind it is counted when the history is opened. Since whatever removes something writes them, nothing that they have
-counted can be gone by then.
+them slower: after SAVE_EVENTS events, with every removal, and at a clean end. `position` says up to which event the rows
+hold, and what lies behind it is counted when the history is opened. Since whatever removes something writes them, nothing
+that they have counted can be gone by then.
 """
 
 from __future__ import annotations
@@ -67,6 +67,10 @@ class Tally:
         """Refuse the user so many bytes more. Raises QuotaExceeded."""
         if not self.quota.is_off:
             self.quota.check_bytes(self.of(uid), size)
+
+    def is_behind(self, position: int) -> bool:
+        """Whether the next start would have to count events."""
+        return position > self._position
 
     def save(self, position: int, *, removes: bool) -> None:
         """Write what has changed, if it is time. The caller commits, and then calls `committed`."""

@@ -202,6 +202,7 @@ def test_what_a_crash_left_of_an_upload_is_removed_at_the_next_start(made: Made,
     wait_until(lambda: made.files() == [], "both are gone")
 
 
+@pytest.mark.long
 def test_a_large_content_costs_bounded_memory(made: Made, tmp_path: Path) -> None:
     def peak_kib() -> int:
         found = re.search(r"VmHWM:\s*(\d+)", Path(f"/proc/{made.daemon.pid}/status").read_text())

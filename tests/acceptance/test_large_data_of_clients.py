@@ -225,6 +225,7 @@ def peak_of(code: str, env: Mapping[str, str], output: Path) -> int:
     return int(done.stderr)
 
 
+@pytest.mark.long
 def test_a_hundred_megabytes_cost_bounded_memory_on_both_sides(history: History, daemon: Daemon, tmp_path: Path) -> None:
     if not Path("/proc/self/status").exists():
         pytest.skip("memory is read in /proc")

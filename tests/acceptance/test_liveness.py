@@ -253,6 +253,7 @@ print(count, run.flush().durable)
 """
 
 
+@pytest.mark.long
 def test_twenty_engines_that_write_while_the_daemon_is_killed_lose_and_double_nothing(
     daemon: Daemon, wait_until: WaitUntil
 ) -> None:

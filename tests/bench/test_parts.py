@@ -39,16 +39,19 @@ def test_the_command_takes_more_than_nothing() -> None:
     assert found["list"] > 1
 
 
+@pytest.mark.long
 def test_retention_removes_while_events_are_appended() -> None:
     found = forgetting.run(HERE, 40, 3, 0.5)
     assert found["removed"] == 40 and found["calm_ms"] > 0 and found["busy_ms"] > 0 and found["took_s"] > 0
 
 
+@pytest.mark.long
 def test_writers_write_into_a_small_and_a_grown_history() -> None:
     found = growing.run(HERE, 2.0, 1, 1000, 2000)
     assert found["small_events_s"] > 0 and found["large_events_s"] > 0
 
 
+@pytest.mark.long
 def test_many_writers_are_compared_with_one_another() -> None:
     found = parts.many(HERE, 0.5)
     assert 0 <= found["fairness"] <= 1 and found["memory"] > 10

@@ -40,6 +40,7 @@ def test_runs_are_listed_newest_first_in_pages_without_a_gap(history: History, c
     assert (ids(second), ids(third), third.next_page) == (["r2", "r1"], ["r0"], None)
 
 
+@pytest.mark.long
 def test_a_page_of_the_newest_runs_looks_at_no_others(history: History, connection: apsw.Connection) -> None:
     for i in range(300):
         history.begin(f"r{i}")
