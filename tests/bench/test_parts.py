@@ -5,6 +5,8 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+import pytest
+
 from tests.bench import commanding, following, forgetting, goals, growing, idling, parts, reading, starting
 from tests.bench.filling import Filling
 from tests.bench.measure import Place
