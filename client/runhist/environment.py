@@ -28,8 +28,9 @@ TRACEPARENT = "TRACEPARENT"
 MAX_LEASE_DIGITS = 18  # what the wire's integers hold in any case
 
 _IDS = r"-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
-_TRACEPARENT = re.compile(rf"00{_IDS}|(?!00|ff)[0-9a-f]{{2}}{_IDS}(?:-[!-~]{{0,200}})?")
-_KEY = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+# Not compiled here: every command would pay for what few of them need.
+_TRACEPARENT = rf"00{_IDS}|(?!00|ff)[0-9a-f]{{2}}{_IDS}(?:-[!-~]{{0,200}})?"
+_KEY = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 
 
 class BadLease(ValueError):
@@ -59,7 +60,7 @@ def own_lease() -> Union[int, str, None]:
     lease = os.environ.get(LEASE)
     if not lease:
         return None
-    if _KEY.fullmatch(lease):
+    if re.fullmatch(_KEY, lease):
         return lease
     if not lease.isdecimal() or len(lease) > MAX_LEASE_DIGITS:
         raise BadLease(f"{LEASE} is {lease[:50]!r}, which is no lease")
@@ -73,7 +74,7 @@ def own_traceparent(variables: Mapping[str, str] = os.environ) -> Optional[str]:
 
 def well_formed(traceparent: Optional[str]) -> Optional[str]:
     """The traceparent, or None for one that the specification would not have. Versions to come may add to its end."""
-    return traceparent if traceparent is not None and _TRACEPARENT.fullmatch(traceparent) else None
+    return traceparent if traceparent is not None and re.fullmatch(_TRACEPARENT, traceparent) else None
 
 
 def parent_of(namespace: Optional[str], current: Optional[RunName]) -> Optional[str]:
