@@ -214,3 +214,8 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
     report = yield
     report.sections = [(name, text.encode("utf-8", "backslashreplace").decode()) for name, text in report.sections]
     return report
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Two a processor: for half of its time a test waits for the programs that it has started."""
+    return 2 * (os.cpu_count() or 1)

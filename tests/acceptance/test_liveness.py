@@ -147,6 +147,7 @@ def test_a_run_that_a_dead_process_began_is_recorded_and_orphaned(
     assert kinds(daemon, "r") == ["run.started", "note", "run.incomplete"]
 
 
+@pytest.mark.long
 def test_an_engine_in_another_pid_namespace_lives_while_it_is_connected(
     daemon: Daemon, new_engine: MakeEngine, need: Callable[[str], str], wait_until: WaitUntil
 ) -> None:
@@ -306,6 +307,7 @@ def test_engines_that_die_without_a_daemon_are_adopted_once_at_its_start(daemon:
     assert alive.do("append('alive', 'run.completed')")["stored"] == 1
 
 
+@pytest.mark.long
 def test_a_thousand_orphans_are_adopted_in_one_batch_before_anything_is_answered(
     daemon: Daemon, new_engine: MakeEngine
 ) -> None:

@@ -107,6 +107,7 @@ def test_a_checkpoint_on_a_full_disk_loses_nothing_and_does_not_end_the_daemon(s
     assert subprocess.run([sys.executable, "-m", "runhistd", "verify"], env=small.env).returncode == 0
 
 
+@pytest.mark.long
 def test_retention_works_on_a_full_disk_with_the_reserve_which_is_made_again(
     small: Daemon, wait_until: Callable[..., None]
 ) -> None:

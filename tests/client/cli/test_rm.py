@@ -124,6 +124,7 @@ def test_a_stale_writer_of_a_deleted_run_is_refused(recorder: Recorder) -> None:
         recorder.connection.call("GetRun", {"run_id": "one-1111"})
 
 
+@pytest.mark.long
 def test_a_crash_while_it_is_cleared_away_is_made_up_for(recorder: Recorder, wait_until: Wait) -> None:
     recorder.closed("big-1111", notes=5000)
     daemon = recorder.daemon
