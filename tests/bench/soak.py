@@ -11,7 +11,6 @@ as much again, and the history must agree with its events.
 from __future__ import annotations
 
 import argparse
-import io
 import os
 import random
 import re
@@ -73,7 +72,7 @@ class Soak:
                 run_id = str(uuid4())
                 spec = {"run_id": run_id, "agent_id": f"agent-{writer}"}
                 epoch = connection.call("BeginRun", {"run": spec, "lease_key": str(uuid4())})["epoch"]
-                kept = artifacts.put(connection, io.BytesIO(random.choice(CONTENTS)))
+                kept = artifacts.put(connection, [random.choice(CONTENTS)])
                 artifact = {"type": "artifact", "key": "a", "data": {"name": "a", **kept}}
                 connection.call("Append", {"run_id": run_id, "epoch": epoch, "events": [artifact]})
                 for i in range(RUN_EVENTS + 1):

@@ -1,4 +1,4 @@
-"""The soak, for a few seconds."""
+"""The soak, for some seconds."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.bench import soak
 @pytest.mark.long
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="what a process takes is read in /proc")
 def test_nothing_grows_while_all_is_appended_followed_deleted_and_collected(capsys: pytest.CaptureFixture[str]) -> None:
-    status = soak.main(["--minutes", "0.1"])
+    status = soak.main(["--minutes", "0.2"])
     shown = capsys.readouterr().out
     assert status == 0, shown
     assert re.search(r"removed +[1-9]\d* runs by name, [1-9]\d* by retention", shown), shown
