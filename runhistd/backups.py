@@ -7,6 +7,7 @@ import json
 import os
 import shlex
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -108,23 +109,44 @@ def backup_as_json(made: Backup) -> str:
 
 def run_restore(chosen: argparse.Namespace) -> int:
     """Hold the state directory, and let the copy take its place."""
+    return hold_state(chosen, Progress("copying", in_bytes=True), restore_held)
+
+
+def hold_state(
+    chosen: argparse.Namespace, progress: Progress, work: Callable[[Instance, argparse.Namespace, Progress], int]
+) -> int:
+    """Do work on a history that no daemon serves meanwhile; returns the exit status."""
     from runhistd.daemon.instance import Instance, InstanceFault
     from runhistd.store.backup import BackupFault
 
-    progress = Progress("copying", in_bytes=True)
     try:
         with Instance.take(paths.state_dir(system=chosen.system), wait_s=0, as_root=True) as instance:
-            return restore_held(instance, chosen, progress)
+            return work(instance, chosen, progress)
     except (InstanceFault, BackupFault) as fault:
         progress.clear()
         return complain(str(fault), 1)
 
 
+def make_room(instance: Instance, why: str) -> list[str]:
+    """Let another history take the place: returns to where the one that is there was moved, if there is one."""
+    from runhistd.store.restore import STAGE_NAME, history_files, move_aside
+
+    moved = []
+    if history_files(instance.state_dir):
+        aside = move_aside(instance.state_dir, why)
+        instance.give_to_owner(aside)
+        moved.append(str(aside))
+    instance.give_to_owner(instance.state_dir / STAGE_NAME)
+    instance.forget_storage_failures()
+    return moved
+
+
 def restore_held(instance: Instance, chosen: argparse.Namespace, progress: Progress) -> int:
     """Restore into a directory that is held. Raises BackupFault."""
-    from runhistd.store.restore import STAGE_NAME, history_files, move_aside, restore
+    from runhistd.store.restore import history_files, restore
 
-    state_dir, moved = instance.state_dir, []
+    state_dir = instance.state_dir
+    moved: list[str] = []
     found = history_files(state_dir)
     if found and not chosen.move_aside:
         system = "--system " if chosen.system else ""
@@ -132,14 +154,10 @@ def restore_held(instance: Instance, chosen: argparse.Namespace, progress: Progr
         there = f"there is a history in {state_dir} ({found[0].name}), which was not touched"
         return complain(f"{there}; `{again}` moves it aside", 1)
 
-    def make_room() -> None:
-        if found:
-            moved.append(str(move_aside(state_dir, "before-restore")))
-            instance.give_to_owner(Path(moved[0]))
-        instance.give_to_owner(state_dir / STAGE_NAME)
-        instance.forget_storage_failures()
+    def before() -> None:
+        moved.extend(make_room(instance, "before-restore"))
 
-    made = restore(chosen.directory.absolute(), state_dir, time.time_ns() // 1000, before=make_room, progress=progress.show)
+    made = restore(chosen.directory.absolute(), state_dir, time.time_ns() // 1000, before=before, progress=progress.show)
     progress.clear()
     tell(restored_as_json(made, moved) if chosen.json else restored_as_text(made, state_dir, moved))
     return 1 if made.verdict.differences else 0

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from runhist import paths
 
+from .backups import hold_state, make_room
 from .terminal import SYSTEM, Progress, complain, count, difference_as_text, printable, tell
 
 if TYPE_CHECKING:
@@ -43,24 +44,15 @@ def add_commands(commands: Any) -> None:
 
 def run_recover(chosen: argparse.Namespace) -> int:
     """Hold the state directory, and put a new history into it."""
-    from runhistd.daemon.instance import Instance, InstanceFault
-    from runhistd.store.backup import BackupFault
-
-    progress = Progress("reading pages")
-    try:
-        with Instance.take(paths.state_dir(system=chosen.system), wait_s=0, as_root=True) as instance:
-            return recover_held(instance, chosen, progress)
-    except (InstanceFault, BackupFault) as fault:
-        progress.clear()
-        return complain(str(fault), 1)
+    return hold_state(chosen, Progress("reading pages"), recover_held)
 
 
 def recover_held(instance: Instance, chosen: argparse.Namespace, progress: Progress) -> int:
     """Recover into a directory that is held. Raises BackupFault."""
     from runhistd.store.recover import is_sound, recover
-    from runhistd.store.restore import STAGE_NAME, history_files, move_aside
 
-    state_dir, moved = instance.state_dir, []
+    state_dir = instance.state_dir
+    moved: list[str] = []
     source = state_dir if chosen.directory is None else chosen.directory.absolute()
     database = source / paths.DATABASE_NAME
     if not database.exists():
@@ -72,14 +64,10 @@ def recover_held(instance: Instance, chosen: argparse.Namespace, progress: Progr
         tell(json.dumps({"sound": True}) + "\n" if chosen.json else f"{database} is sound, and was left as it is; {what}\n")
         return 0
 
-    def make_room() -> None:
-        if history_files(state_dir):
-            moved.append(str(move_aside(state_dir, "damaged")))
-            instance.give_to_owner(Path(moved[0]))
-        instance.give_to_owner(state_dir / STAGE_NAME)
-        instance.forget_storage_failures()
+    def before() -> None:
+        moved.extend(make_room(instance, "damaged"))
 
-    made = recover(source, state_dir, time.time_ns() // 1000, before=make_room, progress=progress.show)
+    made = recover(source, state_dir, time.time_ns() // 1000, before=before, progress=progress.show)
     progress.clear()
     tell(recovered_as_json(made, moved) if chosen.json else recovered_as_text(made, state_dir, moved))
     return 0

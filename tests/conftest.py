@@ -171,6 +171,30 @@ def daemon(new_daemon: Callable[[], Daemon]) -> Daemon:
     return new_daemon()
 
 
+@pytest.fixture
+def lead_to(monkeypatch: pytest.MonkeyPatch) -> Callable[[Daemon], Daemon]:
+    """`lead_to(daemon)`: clients in this process find that daemon; returns it."""
+
+    def lead(daemon: Daemon) -> Daemon:
+        for name in list(os.environ):
+            if name.startswith("RUNHIST") and name != "RUNHIST_CI":
+                monkeypatch.delenv(name)
+        for name, value in daemon.env.items():
+            if name.startswith("RUNHIST"):
+                monkeypatch.setenv(name, value)
+        return daemon
+
+    return lead
+
+
+@pytest.fixture
+def away(daemon: Daemon, lead_to: Callable[[Daemon], Daemon]) -> Daemon:
+    """A daemon that was installed and is stopped; clients in this process would find it."""
+    lead_to(daemon).start()
+    daemon.stop()
+    return daemon
+
+
 @pytest.fixture(name="wait_until")
 def wait_until_fixture() -> Callable[..., None]:
     """`wait_until(condition, what)`: for what other processes do."""

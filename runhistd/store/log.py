@@ -221,7 +221,8 @@ class EventLog:
         """End cleanly: everything moves from the WAL into the database."""
         if self.tally.is_behind(self._counters.position):
             with contextlib.suppress(apsw.FullError):  # then the next start counts
-                self._save_tally()
+                self._connection.execute("BEGIN IMMEDIATE")
+                self._commit_with_figures()
             self._roll_back()
         self.checkpoint(truncate=True)
         self._connection.close()
@@ -274,9 +275,7 @@ class EventLog:
         if self._connection.total_changes() == changes and not gave_back:
             self._connection.execute("ROLLBACK")  # there was nothing to remove, and is nothing to sync
             return Batch([outcome])
-        self.tally.save(self._counters.position, removes=True)
-        self._connection.execute("COMMIT")
-        self.tally.committed(self._counters.position)
+        self._commit_with_figures()
         done = Batch([outcome])
         if isinstance(outcome, prune.Compacted):
             done.deleted = outcome.events > 0
@@ -285,8 +284,7 @@ class EventLog:
             done.held = [Held(request.uid, request.namespace, request.run_id, frozenset())]
         return done
 
-    def _save_tally(self) -> None:
-        self._connection.execute("BEGIN IMMEDIATE")
+    def _commit_with_figures(self) -> None:
         self.tally.save(self._counters.position, removes=True)
         self._connection.execute("COMMIT")
         self.tally.committed(self._counters.position)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -26,11 +25,11 @@ from attrs import define, field, frozen
 from ..model.events import TERMINAL, RunSpec
 from ..model.lease import ENDED, Lease
 from . import sql
-from .backup import BackupFault, Content, copy_contents, explain
+from .backup import Content, copy_contents
 from .contents import BLOBS_NAME, path_of
-from .database import DamagedDatabase, StorageFault, open_reader, open_writer
+from .database import open_reader, open_writer
 from .heads import CachedRun, Heads
-from .restore import STAGE_NAME, put_in_place, renew
+from .restore import renew, staging
 from .salvage import LOST, Found, Progress, scan
 from .verify import Recomputed, Verdict, verify
 
@@ -79,19 +78,8 @@ def recover(source: Path, state_dir: Path, now_us: int, *, before: Callable[[], 
     `before` is called when everything is ready to take its place, to make room there. Raises BackupFault; then the state
     directory holds what it held.
     """
-    stage = state_dir / STAGE_NAME
-    try:
-        shutil.rmtree(stage, ignore_errors=True)
-        stage.mkdir(mode=0o700)
-        made = build(source, stage, now_us, progress)
-        before()
-        put_in_place(stage, state_dir)
-    except (OSError, apsw.Error, DamagedDatabase, StorageFault) as error:
-        text = explain(error, source) if isinstance(error, OSError | apsw.Error) else str(error)
-        raise BackupFault(f"nothing was recovered: {text}") from error
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
-    return made
+    with staging(source, state_dir, "nothing was recovered", before) as stage:
+        return build(source, stage, now_us, progress)
 
 
 def build(source: Path, stage: Path, now_us: int, progress: Progress) -> Recovered:

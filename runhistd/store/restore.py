@@ -15,10 +15,11 @@ Everything is made beside the history and takes its place in two renames, conten
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -71,30 +72,35 @@ def restore(source: Path, state_dir: Path, now_us: int, *, before: Callable[[], 
     `before` is called when everything is ready to take its place, to make room there. Raises BackupFault; then the state
     directory holds what it held.
     """
-    stage = state_dir / STAGE_NAME
-    try:
-        shutil.rmtree(stage, ignore_errors=True)
-        stage.mkdir(mode=0o700)
+    with staging(source, state_dir, "nothing was restored", before) as stage:
         database = stage / "history.db"
         _copy_database(source, database, progress)
         instance_id, fenced = renew(database, now_us, "restored")
         _copy_contents(source, stage, database, progress)
         verdict = verify(database, lambda checked, of: None)
-        before()
-        put_in_place(stage, state_dir)
-    except (OSError, apsw.Error, DamagedDatabase, StorageFault, NewerSchema) as error:
-        text = explain(error, source) if isinstance(error, OSError | apsw.Error) else str(error)
-        raise BackupFault(f"nothing was restored: {text}") from error
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
     return Restored(instance_id, verdict, fenced)
 
 
-def put_in_place(stage: Path, state_dir: Path) -> None:
-    """Let what was made in `stage` be the history; content first, so that no row ever lacks its file."""
-    for name in (BLOBS_NAME, "history.db"):
-        (stage / name).rename(state_dir / name)
-    sync_directory(state_dir)
+@contextlib.contextmanager
+def staging(source: Path, state_dir: Path, failure: str, before: Callable[[], None]) -> Iterator[Path]:
+    """An empty directory; what the block makes there out of `source` is the history afterwards, when `before` was called.
+
+    Raises BackupFault, which begins with `failure`; then the state directory holds what it held.
+    """
+    stage = state_dir / STAGE_NAME
+    try:
+        shutil.rmtree(stage, ignore_errors=True)
+        stage.mkdir(mode=0o700)
+        yield stage
+        before()
+        for name in (BLOBS_NAME, "history.db"):  # content first, so that no row ever lacks its file
+            (stage / name).rename(state_dir / name)
+        sync_directory(state_dir)
+    except (OSError, apsw.Error, DamagedDatabase, StorageFault, NewerSchema) as error:
+        text = explain(error, source) if isinstance(error, OSError | apsw.Error) else str(error)
+        raise BackupFault(f"{failure}: {text}") from error
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
 
 
 def _copy_database(source: Path, target: Path, progress: Progress) -> None:

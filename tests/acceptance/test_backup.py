@@ -31,13 +31,9 @@ LONG = 30.0
 
 
 @pytest.fixture
-def env(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> Daemon:
+def env(daemon: Daemon, lead_to: Callable[[Daemon], Daemon]) -> Daemon:
     """A daemon that serves, and clients of this process that find it."""
-    for name, value in daemon.env.items():
-        if name.startswith("RUNHIST"):
-            monkeypatch.setenv(name, value)
-    monkeypatch.delenv("RUNHIST", raising=False)
-    return daemon.start()
+    return lead_to(daemon).start()
 
 
 def files(directory: Path) -> dict[str, bytes]:

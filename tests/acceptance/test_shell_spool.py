@@ -25,18 +25,6 @@ LONG = 60.0
 SPOOLED = "recorded in the spool, because runhistd is not running"
 
 
-@pytest.fixture
-def away(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> Daemon:
-    """A daemon that was installed and is stopped."""
-    for name, value in daemon.env.items():
-        if name.startswith("RUNHIST"):
-            monkeypatch.setenv(name, value)
-    monkeypatch.delenv("RUNHIST", raising=False)
-    daemon.start()
-    daemon.stop()
-    return daemon
-
-
 class Shell:
     """A shell that runs a script a piece at a time."""
 

@@ -24,15 +24,9 @@ LISTED = "import json, sys, runhist\nhistory = runhist.connect(deadline=30)\n"
 
 
 @pytest.fixture
-def env(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> Daemon:
+def env(away: Daemon) -> Daemon:
     """A daemon that was installed and is stopped."""
-    for name, value in daemon.env.items():
-        if name.startswith("RUNHIST"):
-            monkeypatch.setenv(name, value)
-    monkeypatch.delenv("RUNHIST", raising=False)
-    daemon.start()
-    daemon.stop()
-    return daemon
+    return away
 
 
 def engine(env: Daemon, code: str) -> subprocess.Popen[bytes]:
@@ -200,40 +194,8 @@ run.flush()
     verify(env)
 
 
-def test_the_spool_of_a_run_that_was_taken_over_goes_to_quarantine_and_is_listed(
-    env: Daemon, wait_until: Callable[..., None]
-) -> None:
-    env.start()
-    code = """
-run = history.begin_run(run_id="r")
-print("begun", flush=True)
-sys.stdin.readline()
-run.append("x", {"i": 1})
-print(run.flush().durable, flush=True)
-sys.stdin.readline()
-"""
-    process = engine(env, code)
-    assert process.stdin is not None and read_line(process) == "begun"
-    env.kill()
-    process.stdin.write(b"\n")
-    process.stdin.flush()
-    assert read_line(process) == "spooled"
-    env.start()
-    claimed = runhist.connect(deadline=LONG).claim_run("r", takeover=True)
-    process.kill()
-    end(process)
-    wait_until(lambda: not files(env), "the file is put aside")
-    ((path, reason),) = quarantined(env.state_dir / "spool")
-    assert "StaleEpoch" in reason and b'"i":1' in path.read_bytes()
-    shown = subprocess.run([sys.executable, "-m", "runhist.cli.main", "status", "--spool"], env=env.env, capture_output=True)
-    assert path.name.encode() in shown.stdout and b"StaleEpoch" in shown.stdout
-    assert claimed is not None and numbers("r") == []
-    verify(env)
-
-
-def test_the_spool_of_a_run_that_was_deleted_goes_to_quarantine_and_is_listed(
-    env: Daemon, wait_until: Callable[..., None]
-) -> None:
+def spool_behind_a_killed_daemon(env: Daemon) -> subprocess.Popen[bytes]:
+    """An engine, alive, that has begun a run and spooled an event of it; the daemon serves again."""
     env.start()
     code = """
 run = history.begin_run(run_id="r")
@@ -251,6 +213,34 @@ sys.stdin.readline()
     process.stdin.flush()
     assert read_line(process) == "spooled"
     env.start()
+    return process
+
+
+def assert_put_aside(env: Daemon, refusal: str) -> None:
+    """The one file is in quarantine, whole, and listed with the refusal."""
+    ((path, reason),) = quarantined(env.state_dir / "spool")
+    assert refusal in reason and b'"i":1' in path.read_bytes()
+    shown = subprocess.run([sys.executable, "-m", "runhist.cli.main", "status", "--spool"], env=env.env, capture_output=True)
+    assert path.name.encode() in shown.stdout and refusal.encode() in shown.stdout
+
+
+def test_the_spool_of_a_run_that_was_taken_over_goes_to_quarantine_and_is_listed(
+    env: Daemon, wait_until: Callable[..., None]
+) -> None:
+    process = spool_behind_a_killed_daemon(env)
+    claimed = runhist.connect(deadline=LONG).claim_run("r", takeover=True)
+    process.kill()
+    end(process)
+    wait_until(lambda: not files(env), "the file is put aside")
+    assert_put_aside(env, "StaleEpoch")
+    assert claimed is not None and numbers("r") == []
+    verify(env)
+
+
+def test_the_spool_of_a_run_that_was_deleted_goes_to_quarantine_and_is_listed(
+    env: Daemon, wait_until: Callable[..., None]
+) -> None:
+    process = spool_behind_a_killed_daemon(env)
     runhist.connect(deadline=LONG).claim_run("r", takeover=True).complete()
     with runhist.Connection.open() as connection:
         ended = lambda: connection.call("GetRun", {"run_id": "r"})["run"]["status"] == "completed"  # noqa: E731
@@ -259,10 +249,7 @@ sys.stdin.readline()
     process.kill()
     end(process)
     wait_until(lambda: not files(env), "the file is put aside")
-    ((path, reason),) = quarantined(env.state_dir / "spool")
-    assert "RunDeleted" in reason and b'"i":1' in path.read_bytes()
-    shown = subprocess.run([sys.executable, "-m", "runhist.cli.main", "status", "--spool"], env=env.env, capture_output=True)
-    assert path.name.encode() in shown.stdout and b"RunDeleted" in shown.stdout
+    assert_put_aside(env, "RunDeleted")
     assert [run.run_id for run in runhist.connect(deadline=LONG).list_runs()] == []
     verify(env)
 

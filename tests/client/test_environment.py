@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,13 +35,9 @@ MALFORMED = [
 
 
 @pytest.fixture
-def history(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> runhist.History:
+def history(daemon: Daemon, lead_to: Callable[[Daemon], Daemon]) -> runhist.History:
     """The history of a daemon that runs."""
-    for name, value in daemon.env.items():
-        if name.startswith("RUNHIST"):
-            monkeypatch.setenv(name, value)
-    monkeypatch.delenv(environment.SOCKET, raising=False)
-    daemon.start()
+    lead_to(daemon).start()
     return runhist.connect(deadline=30)
 
 

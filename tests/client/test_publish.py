@@ -279,14 +279,9 @@ def test_in_a_child_or_where_recording_is_off_it_does_nothing(small: SmallHistor
 
 
 @pytest.fixture
-def history(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> Iterator[runhist.History]:
+def history(daemon: Daemon, lead_to: Callable[[Daemon], Daemon]) -> Iterator[runhist.History]:
     """Of a real daemon."""
-    for name in [name for name in os.environ if name.startswith("RUNHIST")]:
-        monkeypatch.delenv(name)
-    for name, value in daemon.env.items():
-        if name.startswith("RUNHIST"):
-            monkeypatch.setenv(name, value)
-    daemon.start()
+    lead_to(daemon).start()
     made = runhist.connect(deadline=LONG)
     yield made
     made.close()

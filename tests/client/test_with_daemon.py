@@ -36,14 +36,9 @@ for event in run.events(follow=True): ...                     # ends when the ru
 
 
 @pytest.fixture
-def env(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> Daemon:
+def env(daemon: Daemon, lead_to: Callable[[Daemon], Daemon]) -> Daemon:
     """The daemon, running, and this process's environment pointing at it."""
-    for name in [name for name in os.environ if name.startswith("RUNHIST")]:
-        monkeypatch.delenv(name)
-    for name, value in daemon.env.items():
-        if name.startswith("RUNHIST"):
-            monkeypatch.setenv(name, value)
-    return daemon.start()
+    return lead_to(daemon).start()
 
 
 @pytest.fixture

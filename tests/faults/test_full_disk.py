@@ -184,13 +184,9 @@ def test_little_room_is_told_before_it_is_none(small: Daemon) -> None:
 
 
 def test_an_engine_goes_on_over_a_full_disk_and_all_of_it_is_recorded_once_there_is_room(
-    small: Daemon, monkeypatch: pytest.MonkeyPatch
+    small: Daemon, lead_to: Callable[[Daemon], Daemon]
 ) -> None:
-    for name, value in small.env.items():
-        if name.startswith("RUNHIST"):
-            monkeypatch.setenv(name, value)
-    monkeypatch.delenv("RUNHIST", raising=False)
-    small.start()
+    lead_to(small).start()
     run = runhist.connect(deadline=30).begin_run(run_id="r")
     run.note("before")
     assert run.flush().durable == "committed"
@@ -206,12 +202,8 @@ def test_an_engine_goes_on_over_a_full_disk_and_all_of_it_is_recorded_once_there
         assert connection.call("GetRun", {"run_id": "r"})["run"]["last_seq"] == 43
 
 
-def test_a_spool_on_a_full_disk_is_told_in_the_receipt(small: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in small.env.items():
-        if name.startswith("RUNHIST"):
-            monkeypatch.setenv(name, value)
-    monkeypatch.delenv("RUNHIST", raising=False)
-    small.start()
+def test_a_spool_on_a_full_disk_is_told_in_the_receipt(small: Daemon, lead_to: Callable[[Daemon], Daemon]) -> None:
+    lead_to(small).start()
     small.stop()
     filler = fill(small)
     run = runhist.connect(deadline=30).begin_run(run_id="r")
