@@ -19,10 +19,10 @@ from typing import Any, Dict, List, Optional
 from .connection import Connection, Unreachable
 from .identity import NAMESPACE, Namer, boot_id, open_pidfd
 from .paths import SocketChoice, user_sockets
-from .protocol.errors import Busy, Damaged, InvalidParameter, NoSuchRun, QuotaExceeded, Refusal, ShuttingDown, StorageFull
+from .protocol.errors import PASSING, InvalidParameter, NoSuchRun, QuotaExceeded, Refusal
 from .spool import OPEN, SEALED, DamagedSpool, Header, SpooledRequest, quarantine, read_spool
 
-_PASSING = (StorageFull, QuotaExceeded, Damaged, ShuttingDown, Busy)
+_LATER = (*PASSING, QuotaExceeded)
 
 
 def is_needed(socket: Path) -> bool:
@@ -36,7 +36,7 @@ def bring(directory: Path, choice: SocketChoice, instance_id: str, seconds: floa
     if not files:
         return
     end = time.monotonic() + seconds
-    with contextlib.suppress(Unreachable, OSError, *_PASSING), Connection.open(choice, timeout=0) as connection:
+    with contextlib.suppress(Unreachable, OSError, *_LATER), Connection.open(choice, timeout=0) as connection:
         waiting = files
         while waiting:
             unknown = [path for path in waiting if not _bring_file(connection, path, end)]
@@ -100,7 +100,7 @@ def _bring_file(connection: Connection, path: Path, end: float) -> bool:
         return False
     except FileNotFoundError:
         return True  # another one was faster
-    except _PASSING:
+    except _LATER:
         raise
     except (Refusal, DamagedSpool) as fault:
         if isinstance(fault, InvalidParameter) and fault.parameter in ("owner_pid", "caller_pid"):

@@ -32,7 +32,7 @@ from .connection import Connection, Unreachable
 from .large import SENT_WHOLE_BYTES
 from .outbox import Flight, Outbox
 from .paths import SocketChoice
-from .protocol.errors import Busy, Damaged, Refusal, RunhistError, ShuttingDown, StorageFull
+from .protocol.errors import PASSING, Refusal, RunhistError
 from .protocol.machine import MAX_FRAME_BYTES, Reply
 from .spool import Spool, SpoolFault
 
@@ -42,7 +42,6 @@ LONGEST_PAUSE_S = 2.0
 SILENCE_S = 5.0  # without a reply to what was sent; a busy disk is faster
 
 _AWAY = frozenset({"not_installed", "not_running", "refused"})  # reasons for which a start of the daemon is the cure
-_PASSING = (StorageFull, Damaged, Busy, ShuttingDown)  # refusals that say nothing against the call: try again later
 
 
 class Pump:
@@ -111,7 +110,7 @@ class Pump:
                 self._send(self._connection)
             if self._connection is None or self._is_silent:
                 self._save()
-        except (Unreachable, *_PASSING) as trouble:
+        except (Unreachable, *PASSING) as trouble:
             self._lose(trouble)
             self._save()
         except BaseException:
@@ -259,7 +258,7 @@ class Pump:
 
     def _take_error(self, connection: Connection, flight: Optional[Flight], reply: Reply) -> None:
         error = connection.refusal(reply)
-        if not isinstance(error, Refusal) or isinstance(error, _PASSING):
+        if not isinstance(error, Refusal) or isinstance(error, PASSING):
             raise error
         if flight is not None:
             flight.outbox.refuse(flight, error)

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, Dict, List, Optional, Tuple
 from .. import jsonl
 from ..connection import Connection, Unreachable
 from ..ids import new_uuid
-from ..protocol.errors import Busy, Damaged, Refusal, RunhistError, ShuttingDown, StorageFull
+from ..protocol.errors import PASSING, Refusal, RunhistError
 from . import render
 from .main import INTERRUPTED, OK, REFUSED, UNREACHABLE, USAGE, Complaint
 from .progress import Bar
@@ -22,7 +22,6 @@ from .progress import Bar
 BATCH_EVENTS = 500
 BATCH_BYTES = 1024 * 1024  # at most half of what the daemon takes in one message, so that the rest of it fits too
 KEYS = uuid.UUID("6a0c6f2e-6d1f-5c3e-9a53-0f6b7d1c8e44")  # the space of names that import keys are made in
-PASSING = (StorageFull, Damaged, Busy, ShuttingDown)  # these say nothing against the file
 
 DESCRIPTION = """\
 Take in the runs of FILE, which `runhist export` has written. Every event comes back as it was, with its seq, its times

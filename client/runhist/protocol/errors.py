@@ -174,6 +174,10 @@ class ShuttingDown(Refusal):
     message = "the daemon is stopping"
 
 
+PASSING = (StorageFull, Damaged, Busy, ShuttingDown)
+"""Refusals that say nothing against the call: try again later."""
+
+
 class InternalError(Refusal):
     """A fault of the daemon, which has its traceback in the log under `request_id`."""
 
