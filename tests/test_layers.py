@@ -26,7 +26,10 @@ MAY_IMPORT = {
         *("runhistd", "runhistd.config", "runhistd.daemon.instance", "runhistd.store.*", "runhistd.terminal"),
         "runhist.paths",
     },
-    "runhistd.rescue": {"runhistd.daemon.instance", "runhistd.store.*", "runhistd.terminal", "runhist.paths"},
+    "runhistd.rescue": {
+        *("runhistd.backups", "runhistd.daemon.instance", "runhistd.store.*", "runhistd.terminal"),
+        "runhist.paths",
+    },
     "runhistd.terminal": {"runhistd.store.verify"},
     "runhistd.config": set(),
     "runhistd.demo": {"runhistd", "runhistd.demo.*", "runhist.*"},
