@@ -12,7 +12,7 @@ from varlink.scanner import Interface  # type: ignore[import-untyped]
 
 from runhist.protocol import INTERFACE, SERVICE, interface_text
 from runhist.protocol.errors import ERRORS
-from runhistd.daemon import calls, handlers
+from runhistd.daemon import control_calls, methods, write_calls
 from runhistd.model import artifacts, errors, events, importing, publish, views
 from runhistd.store.imports import Imported
 from runhistd.store.leases import Begun, Claimed, Released
@@ -25,12 +25,12 @@ WIRE_ERRORS = [name for name, member in interface.members.items() if type(member
 
 
 WRITES = {
-    "BeginRun": calls.BeginCall,
-    "Append": calls.AppendCall,
-    "ClaimRun": calls.ClaimCall,
-    "ReleaseRun": calls.ReleaseCall,
-    "ImportEvents": calls.ImportCall,
-    "Publish": calls.PublishCall,
+    "BeginRun": write_calls.BeginCall,
+    "Append": write_calls.AppendCall,
+    "ClaimRun": write_calls.ClaimCall,
+    "ReleaseRun": write_calls.ReleaseCall,
+    "ImportEvents": write_calls.ImportCall,
+    "Publish": write_calls.PublishCall,
 }
 
 
@@ -47,7 +47,7 @@ def members(cls: Any) -> set[str]:
         *((cls.__name__, cls) for cls in (artifacts.DataBlob, importing.ImportedEvent, publish.Published)),
         *((cls.__name__, cls) for cls in (views.ConfigStatus, views.ConfigFault, views.Gap, views.Trouble, views.Share)),
         *((cls.__name__, cls) for cls in (views.Retained, views.RetentionStatus, views.ArtifactRow)),
-        *((cls.__name__, cls) for cls in (views.Interrupted, events.Usage, events.RunSpec, calls.Cursor)),
+        *((cls.__name__, cls) for cls in (views.Interrupted, events.Usage, events.RunSpec, control_calls.Cursor)),
     ],
 )
 def test_a_type_has_the_members_of_the_interface(name: str, cls: Any) -> None:
@@ -56,7 +56,7 @@ def test_a_type_has_the_members_of_the_interface(name: str, cls: Any) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_method_takes_the_members_of_the_interface(method: str) -> None:
-    cls = WRITES.get(method) or getattr(calls, method)
+    cls = WRITES.get(method) or getattr(control_calls, method)
     assert members(cls) == set(interface.members[method].in_type.fields)
 
 
@@ -70,8 +70,8 @@ def test_what_the_writes_answer_is_in_the_interface() -> None:
 
 
 def test_every_method_of_the_interface_is_served_and_no_other() -> None:
-    served = {name.removeprefix(f"{INTERFACE}.") for name in handlers.METHODS if name.startswith(INTERFACE)}
-    written = {name.removeprefix(f"{INTERFACE}.") for name in handlers.WRITES}
+    served = {name.removeprefix(f"{INTERFACE}.") for name in methods.METHODS if name.startswith(INTERFACE)}
+    written = {name.removeprefix(f"{INTERFACE}.") for name in methods.WRITES}
     assert written == set(WRITES)
     assert served | written == set(METHODS)
 

@@ -9,9 +9,9 @@ import trio
 
 from runhistd.model.errors import Busy, PermissionDenied
 
-from .handlers import Service
 from .listen import Endpoint
 from .server import Connection, turn_away
+from .service import Service
 from .shares import is_full
 
 logger = logging.getLogger("runhistd.accept")

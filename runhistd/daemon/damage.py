@@ -21,12 +21,12 @@ from runhistd.store.database import DamagedDatabase
 from .accept import accept_all
 from .commit import Bounds, Committer
 from .follow import Tail
-from .handlers import Service
 from .instance import Instance, inode_at, is_held
 from .listen import Doors
 from .liveness import Liveness, descriptors_to_spare
 from .notify import Answers
 from .reload import Reload
+from .service import Service
 from .space import Space
 from .status import status_of
 

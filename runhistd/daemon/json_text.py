@@ -18,7 +18,10 @@ from typing import Any
 
 import msgspec
 
+from runhistd.model.errors import InvalidParameter
+
 MAX_DEPTH = 64
+COUNTED_BYTES = 1024 * 1024  # parameters above this are counted before they are decoded, which takes ten times their bytes
 # Strings and what lies between them that neither counts for depth nor is a number.
 _STRINGS = re.compile(rb'(?:"(?:[^"\\]++|\\.)*+"[^"\[\]{}0-9]*+)++', re.DOTALL)
 _NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
@@ -70,6 +73,17 @@ def _is_deep(bare: bytes) -> bool:
 def holds_nul(text: bytes) -> bool:
     r"""Whether a string of the JSON text holds U+0000, which it can only do as \u0000."""
     return b"\\u0000" in text and _NUL.search(text) is not None
+
+
+def check_nul(text: bytes, where: str = "") -> None:
+    """Refuse a JSON text that holds U+0000; `where` is its own place in the call. Raises InvalidParameter."""
+    if holds_nul(text):
+        raise InvalidParameter(place(where + path_of_fault(text)))
+
+
+def place(path: str) -> str:
+    """A path as it stands in an error; without one the parameters as a whole are meant."""
+    return path.removeprefix(".") or "parameters"
 
 
 def path_of_fault(text: bytes) -> str:

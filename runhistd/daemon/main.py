@@ -24,12 +24,12 @@ from .accept import accept_all
 from .commit import Bounds, Committer, now_us
 from .damage import answer_damaged, damage_in
 from .follow import Tail
-from .handlers import Service
 from .instance import Instance
 from .listen import Doors, Endpoint, all_accepted
 from .liveness import Liveness, descriptors_to_spare
 from .notify import Answers, Notifier
 from .reload import Reload, directories_of
+from .service import Service
 from .space import Space
 from .status import status_of
 

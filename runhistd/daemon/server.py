@@ -35,12 +35,12 @@ from runhist.protocol import INTERFACE, SERVICE, FrameTooLong, ServerConnection
 from runhistd.model.errors import InternalError, InvalidParameter, Refusal, TooLarge
 from runhistd.model.holder import Holder
 
-from .calls import Envelope, MalformedCall, decode_envelope
 from .commit import Outcome
+from .envelope import Envelope, MalformedCall, decode_envelope
 from .processes import Process
 
 if TYPE_CHECKING:
-    from .handlers import Service
+    from .service import Service
 
 logger = logging.getLogger("runhistd.server")
 

@@ -14,7 +14,7 @@ from runhistd.model.views import Share, Trouble
 from .server import Peer
 
 if TYPE_CHECKING:
-    from .handlers import Service
+    from .service import Service
 
 NEARLY = 0.95  # of what a user may have stored; from there on status warns
 

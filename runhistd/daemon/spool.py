@@ -46,7 +46,7 @@ from runhistd.model.lease import Begin
 from runhistd.model.views import SpoolStatus
 from runhistd.store.log import Request
 
-from . import calls
+from . import write_calls
 from .commit import Outcome
 from .processes import Evidence, Processes
 
@@ -208,13 +208,13 @@ class Spools:
         str(one.parameters, "utf-8")
         uid = os.geteuid()
         if one.method == "BeginRun":
-            call, spec = calls.decode_begin(Raw(one.parameters), self._event_bytes())
+            call, spec = write_calls.decode_begin(Raw(one.parameters), self._event_bytes())
             owner = Holder(header.pid, header.identity, header.boot_id)
             namespace = spec.namespace or "default"
             return Begin(uid, namespace, spec.run_id, call.lease_key, owner, bytes(call.run), spec.time_us, call.lease)
         if one.method != "Append":
             raise Unstorable(f"{one.method!r} is nothing that is spooled")
-        append = calls.decode_append(Raw(one.parameters), uid, alive, self._event_bytes())
+        append = write_calls.decode_append(Raw(one.parameters), uid, alive, self._event_bytes())
         if append.epoch is None and append.lease_key is None and header.lease_key is not None:
             try:
                 return msgspec.structs.replace(append, lease_key=UUID(header.lease_key))

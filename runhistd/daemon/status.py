@@ -13,12 +13,12 @@ import runhistd
 from runhistd.model.views import StatusCount, Trouble
 from runhistd.store import blobs, reader
 
-from . import calls
+from . import control_calls
 from .server import Peer
 from .shares import shares_of, shortages_of
 
 if TYPE_CHECKING:
-    from .handlers import Service
+    from .service import Service
 
 LOW_SPACE_BYTES = 500_000_000  # below this, status warns
 
@@ -32,7 +32,7 @@ def status_of(service: Service) -> str:
     )
 
 
-async def get_status(service: Service, peer: Peer, call: calls.GetStatus) -> Any:
+async def get_status(service: Service, peer: Peer, call: control_calls.GetStatus) -> Any:
     """GetStatus. Answered also while the database is closed."""
     database = service.instance.database
     counts: list[StatusCount] = []

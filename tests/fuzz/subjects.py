@@ -16,8 +16,9 @@ import msgspec
 from msgspec import Raw
 
 from runhist.protocol import INTERFACE, ClientConnection, ProtocolError, ServerConnection
-from runhistd.daemon import calls
-from runhistd.daemon.handlers import METHODS
+from runhistd.daemon import control_calls, write_calls
+from runhistd.daemon.envelope import Envelope, MalformedCall, decode_envelope
+from runhistd.daemon.methods import METHODS
 from runhistd.model.errors import Refusal
 from runhistd.model.events import MAX_COUNT, Event, kind_of, payload_of
 from tests.hostile.test_json_text import depth_of
@@ -27,12 +28,12 @@ EVENT_BYTES = 16 * 1024
 UID = 1000
 
 WRITES: dict[str, Callable[[Raw], Any]] = {
-    f"{INTERFACE}.Append": lambda parameters: calls.decode_append(parameters, UID, None, EVENT_BYTES).events,
-    f"{INTERFACE}.Publish": lambda parameters: calls.decode_publish(parameters, UID, EVENT_BYTES).events,
-    f"{INTERFACE}.ClaimRun": lambda parameters: calls.decode_claim(parameters, EVENT_BYTES)[1].events,
-    f"{INTERFACE}.ImportEvents": lambda parameters: calls.decode_import(parameters, UID, EVENT_BYTES).events,
-    f"{INTERFACE}.ReleaseRun": lambda parameters: calls.decode_release(parameters, UID) and [],
-    f"{INTERFACE}.BeginRun": lambda parameters: calls.decode_begin(parameters, EVENT_BYTES) and [],
+    f"{INTERFACE}.Append": lambda parameters: write_calls.decode_append(parameters, UID, None, EVENT_BYTES).events,
+    f"{INTERFACE}.Publish": lambda parameters: write_calls.decode_publish(parameters, UID, EVENT_BYTES).events,
+    f"{INTERFACE}.ClaimRun": lambda parameters: write_calls.decode_claim(parameters, EVENT_BYTES)[1].events,
+    f"{INTERFACE}.ImportEvents": lambda parameters: write_calls.decode_import(parameters, UID, EVENT_BYTES).events,
+    f"{INTERFACE}.ReleaseRun": lambda parameters: write_calls.decode_release(parameters, UID) and [],
+    f"{INTERFACE}.BeginRun": lambda parameters: write_calls.decode_begin(parameters, EVENT_BYTES) and [],
 }
 
 
@@ -44,7 +45,7 @@ class Serving:
 
     def take(self, chunks: Iterable[bytes]) -> list[str]:
         """What becomes of a connection's bytes, one outcome a frame, in order; a breach of the protocol ends it."""
-        machine = ServerConnection(calls.decode_envelope, max_frame_bytes=FRAME_BYTES)
+        machine = ServerConnection(decode_envelope, max_frame_bytes=FRAME_BYTES)
         outcomes: list[str] = []
         for chunk in chunks:
             machine.receive_data(chunk)
@@ -52,7 +53,7 @@ class Serving:
                 ready = machine.framing.is_ready
                 try:
                     call = machine.next_call()
-                except (calls.MalformedCall, ProtocolError) as fault:
+                except (MalformedCall, ProtocolError) as fault:
                     assert ready
                     return self._noted([*outcomes, type(fault).__name__])
                 except Refusal as refusal:
@@ -64,14 +65,14 @@ class Serving:
                 outcomes.append(self._carried_out(call))
         return self._noted(outcomes)
 
-    def _carried_out(self, call: calls.Envelope) -> str:
+    def _carried_out(self, call: Envelope) -> str:
         try:
             if call.method in WRITES:
                 for i, event in enumerate(WRITES[call.method](call.parameters) or ()):
                     check_event(event)
                     payload_of(kind_of(event, f"events[{i}]"), event.data, f"events[{i}].data")
             elif call.method in METHODS:
-                calls.structure(call.parameters, METHODS[call.method][0])
+                control_calls.structure(call.parameters, METHODS[call.method][0])
             else:
                 return "unknown"
         except Refusal as refusal:

@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from uuid import UUID, uuid4
 
-from runhistd.daemon.calls import decode_append, decode_envelope
 from runhistd.daemon.commit import CHECKPOINT_BYTES
+from runhistd.daemon.envelope import decode_envelope
+from runhistd.daemon.write_calls import decode_append
 from runhistd.model.decide import Append
 from runhistd.model.lease import Begin
 from runhistd.store.log import Appended, EventLog
