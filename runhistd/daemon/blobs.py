@@ -129,7 +129,7 @@ class Blobs:
         """
         events: list[Any] = list(request.events)
         for i, event in enumerate(events):
-            part = part_to_keep(event, limit_bytes, f"events[{i}]")
+            part = part_to_keep(event, limit_bytes, i)
             if part is not None:
                 blob = await self._keep_data(request.uid, bytes(event.data))
                 events[i] = msgspec.structs.replace(event, data=Raw(part), data_blob=blob)

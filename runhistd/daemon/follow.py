@@ -11,16 +11,19 @@ looks at the log up to its place.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+import itertools
+from bisect import bisect
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 
 import msgspec
 import trio
-from attrs import define, evolve, frozen
+from attrs import evolve, frozen
 
 from runhistd.model.events import StoredEvent
 from runhistd.model.views import EventFilter, Gap
 from runhistd.store.live import Live
 from runhistd.store.log import Committed
+from runhistd.store.rows import DATA, KIND, POSITION, TYPE, Row, stored_event
 
 from .inbox import Inbox, Item
 
@@ -39,15 +42,34 @@ def encode_event(event: StoredEvent) -> bytes:
     return _encode(event)
 
 
-@define
 class _Recent:
-    committed: Committed
-    json: bytes | None = None
+    """Events that were committed together, each encoded when somebody wants it, and about the bytes that they take."""
 
-    def encoded(self) -> bytes:
-        if self.json is None:
-            self.json = encode_event(self.committed.event)
-        return self.json
+    __slots__ = ("_encoded", "committed", "last", "size")
+
+    def __init__(self, committed: Committed) -> None:
+        self.committed = committed
+        self.last: int = committed.rows[-1][POSITION]
+        self.size = sum(len(row[DATA]) + 512 for row in committed.rows)  # with the members around the data, roughly
+        self._encoded: dict[int, bytes] = {}
+
+    def is_of(self, uid: int, filter: EventFilter) -> bool:
+        """Whether they are of a run that is wanted."""
+        one = self.committed
+        return one.uid == uid and filter.wants_run(one.namespace, one.run_id, one.agent_id, one.team_run_id)
+
+    def after(self, position: int, filter: EventFilter) -> Iterator[tuple[int, bytes]]:
+        """The positions and JSON of those behind a position whose type and kind are wanted."""
+        for row in self.committed.rows:
+            if row[POSITION] > position and filter.wants_event(row[TYPE], row[KIND]):
+                yield row[POSITION], self._encode(row)
+
+    def _encode(self, row: Row) -> bytes:
+        found = self._encoded.get(row[POSITION])
+        if found is None:
+            found = encode_event(stored_event(self.committed.namespace, self.committed.run_id, row))
+            self._encoded[row[POSITION]] = found
+        return found
 
 
 def encode_gap(gap: Gap) -> bytes:
@@ -95,12 +117,13 @@ class Tail:
         """Take in what was just committed, and wake those who wait for it."""
         if not events:
             return
-        self._recent += map(_Recent, events)
-        self._bytes += sum(_size(committed) for committed in events)
-        self.position = events[-1].event.position
+        recent = [_Recent(committed) for committed in events]
+        self._recent += recent
+        self._bytes += sum(one.size for one in recent)
+        self.position = recent[-1].last
         if self._bytes > 2 * TAIL_BYTES:
             self._trim()
-        touched: set[RunName | None] = {(c.uid, c.event.namespace, c.event.run_id) for c in events}
+        touched: set[RunName | None] = {(c.uid, c.namespace, c.run_id) for c in events} if self._waiting else set()
         for name in (None, *touched):
             for event in self._waiting.get(name, ()):
                 event.set()
@@ -140,21 +163,13 @@ class Tail:
             return None
         events: list[tuple[int, bytes]] = []
         size = 0
-        for recent in self._recent[position - self._start :]:
-            event = recent.committed.event
-            if recent.committed.uid != uid or not filter.matches(
-                event.namespace,
-                event.run_id,
-                recent.committed.agent_id,
-                recent.committed.team_run_id,
-                event.type,
-                event.kind,
-            ):
-                continue
-            size += len(recent.encoded())
+        behind = self._recent[bisect(self._recent, position, key=lambda one: one.last) :]
+        wanted = (one.after(position, filter) for one in behind if one.is_of(uid, filter))
+        for at, encoded in itertools.chain.from_iterable(wanted):
+            size += len(encoded)
             if events and (len(events) == PAGE_EVENTS or size > PAGE_BYTES):
-                return Page.of(events, event.position - 1)
-            events.append((event.position, recent.encoded()))
+                return Page.of(events, at - 1)
+            events.append((at, encoded))
         return Page.of(events, self.position)
 
     async def wait(self, name: RunName | None, at_most_s: float, inbox: Inbox | None) -> bool:
@@ -176,10 +191,10 @@ class Tail:
     def _trim(self) -> None:
         kept = 0
         first = len(self._recent)
-        while first > 0 and kept + _size(self._recent[first - 1].committed) <= TAIL_BYTES:
+        while first > 0 and kept + self._recent[first - 1].size <= TAIL_BYTES:
             first -= 1
-            kept += _size(self._recent[first].committed)
-        self._start = self._recent[first - 1].committed.event.position if first else self._start
+            kept += self._recent[first].size
+        self._start = self._recent[first - 1].last if first else self._start
         del self._recent[:first]
         self._bytes = kept
 
@@ -189,10 +204,6 @@ def name_wanted(uid: int, filter: EventFilter) -> RunName | None:
     if filter.run_id is None or filter.namespace is None:
         return None
     return uid, filter.namespace, filter.run_id
-
-
-def _size(committed: Committed) -> int:
-    return len(memoryview(committed.event.data)) + 512  # and the members around it, roughly
 
 
 async def follow(

@@ -48,10 +48,9 @@ class Inbox:
 
     def offer(self, item: Item) -> None:
         """Take an item in, if the follower wants it."""
-        live, published = item.live, item.live.published
-        if live.uid != self._uid or not self._filter.matches(
-            *(published.namespace, published.run_id, live.agent_id, live.team_run_id, published.type, published.kind)
-        ):
+        live, published, wanted = item.live, item.live.published, self._filter
+        run = (published.namespace, published.run_id, live.agent_id, live.team_run_id)
+        if live.uid != self._uid or not wanted.wants_run(*run) or not wanted.wants_event(published.type, published.kind):
             return
         self._items.append(item)
         self._bytes += len(item.encoded())

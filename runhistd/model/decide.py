@@ -16,11 +16,12 @@ from .errors import Conflict, InvalidParameter, NotAllowed, RunClosed, SequenceG
 from .events import (
     DAEMON_KINDS,
     MAX_COUNT,
+    MEANINGFUL,
     TERMINAL,
     TERMINAL_STATUS,
+    Accepted,
     Answered,
     Event,
-    Payload,
     Usage,
     kind_of,
     payload_of,
@@ -53,15 +54,6 @@ class StoredKey(Struct, frozen=True):
 
     seq: int
     content: Content
-
-
-class Accepted(Struct, frozen=True):
-    """An event that may be stored, with what its kind and data mean. `n` is None when only its key names it."""
-
-    event: Event
-    kind: str
-    payload: Payload
-    n: int | None
 
 
 class Append(Struct, frozen=True):
@@ -129,34 +121,34 @@ def _new_events(head: Head, request: Append, last_n: int, stored: Mapping[str, S
     seen: dict[str, Content] = {}
     totals = head.totals
     for i, event in enumerate(request.events):
-        path = f"events[{i}]"
         n = None if request.first_n is None else request.first_n + i
         if n is not None and n <= last_n:
             continue
-        kind = kind_of(event, path)
+        kind = kind_of(event, i)
         if kind in DAEMON_KINDS:
-            raise NotAllowed(f"{path}.kind", f"only the daemon records {kind}")
+            raise NotAllowed(f"events[{i}].kind", f"only the daemon records {kind}")
         if event.data_blob is not None and kind in STAYS_WHOLE:
-            raise NotAllowed(f"{path}.data_blob", f"the data of {kind} is sent with it")
+            raise NotAllowed(f"events[{i}].data_blob", f"the data of {kind} is sent with it")
         if event.key is not None:
             content = content_of(event, kind)
             known = stored.get(event.key)
             if known is not None and known.content != content:
                 raise Conflict(known.seq)
             if seen.get(event.key, content) != content:
-                raise InvalidParameter(f"{path}.key")
+                raise InvalidParameter(f"events[{i}].key")
             if known is not None or event.key in seen:
                 continue
             seen[event.key] = content
         elif n is None:
-            raise InvalidParameter(f"{path}.key")
+            raise InvalidParameter(f"events[{i}].key")
         if kind in _NEEDS_STEP and event.step_id is None:
-            raise InvalidParameter(f"{path}.step_id")
+            raise InvalidParameter(f"events[{i}].step_id")
         if event.usage is not None:
             totals = highest_totals(totals, [event.usage])
             if max(totals) > MAX_COUNT:
-                raise NotAllowed(f"{path}.usage", "the run's sums would pass what can be counted")
-        fresh.append(Accepted(event, kind, payload_of(kind, event.data, f"{path}.data"), n))
+                raise NotAllowed(f"events[{i}].usage", "the run's sums would pass what can be counted")
+        payload = payload_of(kind, event.data, f"events[{i}].data") if kind in MEANINGFUL else None
+        fresh.append(Accepted(event, kind, payload, n))
     return fresh
 
 
@@ -186,7 +178,6 @@ def _check_status(head: Head, fresh: list[Accepted], lease: str, reopens: bool) 
         status = "running"
     gate_answer_seq = head.gate_answer_seq
     for i, new in enumerate(fresh):
-        path = f"events[{i}].kind"
         if status in TERMINAL:
             if new.kind not in ("note", "artifact") or new.event.key is None:
                 raise RunClosed(status)
@@ -195,10 +186,12 @@ def _check_status(head: Head, fresh: list[Accepted], lease: str, reopens: bool) 
         elif status == "running" or (status == "incomplete" and lease != "ended"):
             status = "paused" if new.kind == "run.paused" else TERMINAL_STATUS.get(new.kind, status)
         else:
-            raise NotAllowed(path, f"the run is {status}; it must be claimed before it goes on")
+            raise NotAllowed(f"events[{i}].kind", f"the run is {status}; it must be claimed before it goes on")
 
 
 def _check_open_steps(head: Head, fresh: list[Accepted]) -> None:
+    if len(head.steps) + len(fresh) <= MAX_OPEN_STEPS:
+        return
     started = sum(new.kind == "step.started" for new in fresh)
     if started and len(head.steps) + started > MAX_OPEN_STEPS:
         open_steps = sum(step.status == "running" for attempts in head.steps.values() for step in attempts.values())

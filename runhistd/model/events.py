@@ -194,6 +194,16 @@ class StepEnded(Struct, frozen=True):
 
 Payload = RunSpec | Updated | Paused | Answered | Ended | Incomplete | StepStarted | StepEnded | Artifact | None
 
+
+class Accepted(Struct, frozen=True, gc=False):
+    """An event that may be stored, with what its kind and data mean. `n` is None when only its key names it."""
+
+    event: Event
+    kind: str
+    payload: Payload
+    n: int | None
+
+
 _PAYLOADS: Final[dict[str, msgspec.json.Decoder[Payload]]] = {
     "run.started": msgspec.json.Decoder(RunSpec),
     "run.updated": msgspec.json.Decoder(Updated),
@@ -206,6 +216,9 @@ _PAYLOADS: Final[dict[str, msgspec.json.Decoder[Payload]]] = {
     "artifact": msgspec.json.Decoder(Artifact),
 }
 
+MEANINGFUL: Final = frozenset(_PAYLOADS)
+"""The kinds whose data has members with a meaning."""
+
 
 def meaningful_members(kind: str) -> frozenset[str]:
     """The members of `data` that this kind gives a meaning to."""
@@ -213,12 +226,12 @@ def meaningful_members(kind: str) -> frozenset[str]:
     return frozenset() if decoder is None else frozenset(decoder.type.__struct_fields__)
 
 
-def kind_of(event: Event, path: str) -> str:
-    """What the event means here: its `kind`, else its type if that is a kind, else a note."""
+def kind_of(event: Event, i: int) -> str:
+    """What the event, the i-th of its call, means here: its `kind`, else its type if that is a kind, else a note."""
     if event.kind is None:
         return event.type if event.type in KINDS else "note"
     if event.kind not in KINDS:
-        raise InvalidParameter(f"{path}.kind")
+        raise InvalidParameter(f"events[{i}].kind")
     return event.kind
 
 

@@ -14,9 +14,8 @@ from uuid import UUID
 
 from msgspec import Meta, Struct
 
-from .decide import Accepted
 from .errors import InvalidParameter, NotAllowed
-from .events import TERMINAL_STATUS, Count, Event, Positive, RunSpec, kind_of, payload_of
+from .events import TERMINAL_STATUS, Accepted, Count, Event, Positive, RunSpec, kind_of, payload_of
 
 Seq = Annotated[int, Meta(ge=1, le=2**53)]  # so that there is room for what comes behind, also where seqs are missing
 _AFTER_THE_END = frozenset({"note", "artifact"})
@@ -51,7 +50,7 @@ def accept_imported(request: Import, events: Sequence[ImportedEvent], last_seq: 
             raise InvalidParameter(f"{path}.seq")
         if (event.writer is None) != (event.n is None):
             raise InvalidParameter(f"{path}.n")
-        kind = kind_of(event, path)
+        kind = kind_of(event, before + i)
         payload = payload_of(kind, event.data, f"{path}.data")
         if (event.seq == 1) != (kind == "run.started") or (last_seq == 0 and event.seq > 1):
             raise InvalidParameter(f"{path}.seq")
@@ -73,6 +72,6 @@ def is_same(event: ImportedEvent, stored: ImportedEvent) -> bool:
     members = (member for member in event.__struct_fields__ if member not in ("data", "kind"))
     return (
         bytes(event.data) == bytes(stored.data)
-        and kind_of(event, "events") == stored.kind
+        and kind_of(event, 0) == stored.kind
         and all(getattr(event, member) == getattr(stored, member) for member in members)
     )

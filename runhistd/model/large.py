@@ -24,14 +24,14 @@ _decode_members = msgspec.json.Decoder(dict[str, Raw]).decode
 _encode = msgspec.json.Encoder().encode
 
 
-def part_to_keep(event: Event, limit_bytes: int, path: str) -> bytes | None:
-    """What stays of the data of an event that is sent with all of it; None when it stays whole. `path` names the event.
+def part_to_keep(event: Event, limit_bytes: int, i: int) -> bytes | None:
+    """What stays of the data of the i-th event, which is sent with all of it; None when it stays whole.
 
     Raises InvalidParameter for an unknown kind.
     """
     if event.data_blob is not None or len(memoryview(event.data)) <= limit_bytes:
         return None
-    kind = kind_of(event, path)
+    kind = kind_of(event, i)
     if kind in STAYS_WHOLE:
         return None
     meaningful = meaningful_members(kind)

@@ -14,9 +14,9 @@ from uuid import UUID
 
 from msgspec import Raw, Struct
 
-from .decide import Accepted, Append, StoredKey, decide
+from .decide import Append, StoredKey, decide
 from .errors import LeaseHeld, RunClosed, StaleTeamEpoch, StatusChanged
-from .events import TERMINAL, Event
+from .events import TERMINAL, Accepted, Event
 from .holder import Holder
 from .run import Head, highest_totals
 

@@ -49,7 +49,7 @@ def check_published(events: Sequence[Event]) -> None:
     if not events:
         raise InvalidParameter("events")
     for i, event in enumerate(events):
-        kind = kind_of(event, f"events[{i}]")
+        kind = kind_of(event, i)
         if kind not in PUBLISHED_KINDS:
             raise NotAllowed(f"events[{i}].kind", f"{kind} has an effect, so it must be stored; use Append")
         if event.usage is not None:
@@ -71,16 +71,16 @@ def decide_publish(head: Head, lease: Lease, request: Publish, now_us: int) -> l
         raise RunClosed(head.status)
     if head.status not in ("running", "incomplete") or lease.state == ENDED:
         raise NotAllowed("run_id", f"the run is {head.status}; it must be claimed before it goes on")
-    return [_published(head, request, event, now_us) for event in request.events]
+    return [_published(head, request, event, i, now_us) for i, event in enumerate(request.events)]
 
 
-def _published(head: Head, request: Publish, event: Event, now_us: int) -> Published:
+def _published(head: Head, request: Publish, event: Event, i: int, now_us: int) -> Published:
     return Published(
         namespace=request.namespace,
         run_id=request.run_id,
         epoch=head.epoch,
         type=event.type,
-        kind=kind_of(event, "events"),
+        kind=kind_of(event, i),
         received_us=now_us,
         data=event.data,
         step_id=event.step_id,

@@ -12,9 +12,8 @@ from collections.abc import Sequence
 import msgspec
 from msgspec import Struct
 
-from .decide import Accepted
 from .errors import QuotaExceeded
-from .events import TERMINAL_STATUS, Event, StoredEvent
+from .events import TERMINAL_STATUS, Accepted, Event
 
 RUNS = "runs_per_user"
 BYTES = "bytes_per_user"
@@ -63,7 +62,7 @@ class Quota(Struct, frozen=True):
             raise QuotaExceeded(BYTES, self.bytes)
 
 
-def bytes_of(event: Event | StoredEvent) -> int:
+def bytes_of(event: Event) -> int:
     """What an event counts for: its texts that may be long, as they are stored, and the rest of its row."""
     size = EVENT_BYTES + len(memoryview(event.data))
     if event.usage is not None:

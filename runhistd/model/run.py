@@ -18,14 +18,14 @@ from msgspec import UNSET, Struct
 from .events import (
     STEP_ENDS,
     TERMINAL_STATUS,
+    Accepted,
     Ended,
+    Event,
     Incomplete,
     Paused,
-    Payload,
     RunSpec,
     StepEnded,
     StepStarted,
-    StoredEvent,
     Updated,
     Usage,
 )
@@ -78,37 +78,8 @@ class Step(Struct):
     ended_us: int | None
 
 
-class Applied(Struct, frozen=True):
-    """What the fold sees of a stored event. `at_us` is the engine's time if it gave one, else the daemon's."""
-
-    kind: str
-    seq: int
-    at_us: int
-    received_us: int
-    payload: Payload = None
-    usage: Usage | None = None
-    step_id: str | None = None
-    attempt: int | None = None
-    epoch: int = 0
-
-
-def applied(event: StoredEvent, payload: Payload) -> Applied:
-    """What the fold sees of `event`, whose data means `payload`."""
-    return Applied(
-        event.kind,
-        event.seq,
-        event.received_us if event.time_us is None else event.time_us,
-        event.received_us,
-        payload,
-        event.usage,
-        event.step_id,
-        event.attempt,
-        event.epoch,
-    )
-
-
 class Head(Struct):
-    """The state of one run after its event `last_seq`."""
+    """The state of one run after its event `last_seq`. No event changes its epoch, which comes from the newest lease."""
 
     status: str = "pending"
     workflow: str | None = None
@@ -144,47 +115,51 @@ class Head(Struct):
 
     def forget_touched(self) -> None:
         """Start a new account of what changed, after it was written."""
-        self.usage_added = {}
-        self.touched_steps = set()
-        self.touched_marks = set()
-        self.touched_documents = set()
+        self.usage_added.clear()
+        self.touched_steps.clear()
+        self.touched_marks.clear()
+        self.touched_documents.clear()
 
     def latest_attempt(self, step_id: str) -> int:
         """The step's highest attempt so far, 0 if it is unknown."""
         return max(self.steps.get(step_id, ()), default=0)
 
 
-def fold(head: Head, event: Applied) -> None:
-    """Move the head past one event."""
-    head.last_seq = event.seq
-    head.updated_us = event.received_us
-    rule = _RULES.get(event.kind)
+def fold(head: Head, new: Accepted, received_us: int) -> None:
+    """Move the head past its next event."""
+    head.last_seq += 1
+    head.updated_us = received_us
+    rule = _RULES.get(new.kind)
     if rule is not None:
-        rule(head, event)
-    if event.usage is not None:
-        _add_usage(head, event, event.usage)
+        rule(head, new)
+    if new.event.usage is not None:
+        _add_usage(head, new.event, new.event.usage)
+
+
+def _at_us(head: Head, new: Accepted) -> int:
+    """When it happened: the engine's time if it gave one, else the daemon's."""
+    return head.updated_us if new.event.time_us is None else new.event.time_us
 
 
 def _shown(text: str | None) -> str | None:
     return text if text is None or len(text) <= SHOWN_CHARS else text[: SHOWN_CHARS - 1] + "…"
 
 
-def _run_started(head: Head, event: Applied) -> None:
-    spec = cast(RunSpec, event.payload)
+def _run_started(head: Head, new: Accepted) -> None:
+    spec = cast(RunSpec, new.payload)
     head.status = "running"
     head.workflow, head.agent_id = spec.workflow, spec.agent_id
     head.team_id, head.team_run_id, head.team_epoch = spec.team_id, spec.team_run_id, spec.team_epoch
     head.parent_run_id, head.title = spec.parent_run_id, _shown(spec.title)
-    head.epoch = event.epoch
-    head.started_us, head.created_us = event.at_us, event.received_us
+    head.started_us, head.created_us = _at_us(head, new), head.updated_us
     for name in ("definition", "metadata"):
         document = getattr(spec, name)
         if document is not None:
             _set_document(head, name, document)
 
 
-def _run_updated(head: Head, event: Applied) -> None:
-    patch = cast(Updated, event.payload)
+def _run_updated(head: Head, new: Accepted) -> None:
+    patch = cast(Updated, new.payload)
     if patch.title is not UNSET:
         head.title = _shown(patch.title)
     if patch.current_step is not UNSET:
@@ -195,80 +170,78 @@ def _run_updated(head: Head, event: Applied) -> None:
             _set_document(head, name, None if value is None else merge_patch(head.documents.get(name), value))
 
 
-def _run_paused(head: Head, event: Applied) -> None:
-    gate = cast(Paused, event.payload)
+def _run_paused(head: Head, new: Accepted) -> None:
+    gate = cast(Paused, new.payload)
     head.status = "paused"
-    head.gate_seq, head.gate_name, head.gate_prompt = event.seq, _shown(gate.name), _shown(gate.prompt)
+    head.gate_seq, head.gate_name, head.gate_prompt = head.last_seq, _shown(gate.name), _shown(gate.prompt)
     head.gate_answer_seq = None
 
 
-def _gate_answered(head: Head, event: Applied) -> None:
-    head.gate_answer_seq = event.seq
+def _gate_answered(head: Head, new: Accepted) -> None:
+    head.gate_answer_seq = head.last_seq
 
 
-def _run_resumed(head: Head, event: Applied) -> None:
+def _run_resumed(head: Head, new: Accepted) -> None:
     head.status = "running"
-    head.epoch = event.epoch
     head.gate_seq = head.gate_name = head.gate_prompt = head.gate_answer_seq = None
     head.ended_us = head.closed_us = head.error = None
 
 
-def _run_incomplete(head: Head, event: Applied) -> None:
+def _run_incomplete(head: Head, new: Accepted) -> None:
     head.status = "incomplete"
-    head.epoch = event.epoch  # a new one where a restored history fences out whoever held the run
-    head.error = cast(Incomplete, event.payload).text()
-    head.ended_us, head.closed_us = event.at_us, event.received_us
+    head.error = cast(Incomplete, new.payload).text()
+    head.ended_us, head.closed_us = _at_us(head, new), head.updated_us
 
 
-def _run_ended(head: Head, event: Applied) -> None:
-    end = cast(Ended, event.payload)
-    head.status = TERMINAL_STATUS[event.kind]
-    head.error = None if event.kind == "run.completed" else _shown(end.error or end.reason)
-    head.ended_us, head.closed_us = event.at_us, event.received_us
+def _run_ended(head: Head, new: Accepted) -> None:
+    end = cast(Ended, new.payload)
+    head.status = TERMINAL_STATUS[new.kind]
+    head.error = None if new.kind == "run.completed" else _shown(end.error or end.reason)
+    head.ended_us, head.closed_us = _at_us(head, new), head.updated_us
     if end.output is not None:
         _set_document(head, "output", end.output)
     for attempts in head.steps.values():
         for step in attempts.values():
             if step.status == "running":
-                step.status, step.ended_us = "unfinished", event.at_us
+                step.status, step.ended_us = "unfinished", _at_us(head, new)
                 head.touched_steps.add((step.step_id, step.attempt))
 
 
-def _step_started(head: Head, event: Applied) -> None:
-    start = cast(StepStarted, event.payload)
-    step_id = cast(str, event.step_id)
+def _step_started(head: Head, new: Accepted) -> None:
+    start = cast(StepStarted, new.payload)
+    step_id = cast(str, new.event.step_id)
     latest = head.latest_attempt(step_id)
     attempts = head.steps.setdefault(step_id, {})
     is_open = latest > 0 and attempts[latest].status == "running"
-    attempt = event.attempt or (latest if is_open else latest + 1)
+    attempt = new.event.attempt or (latest if is_open else latest + 1)
     step = attempts.get(attempt)
     if step is None:
-        step = attempts[attempt] = Step(step_id, attempt, step_id, None, "running", None, event.seq, None, None)
+        step = attempts[attempt] = Step(step_id, attempt, step_id, None, "running", None, head.last_seq, None, None)
     if step.started_us is None:
-        step.started_us = event.at_us
+        step.started_us = _at_us(head, new)
         step.name, step.parent_step_id = start.name or step_id, start.parent_step_id
     if step.status == "running":
         head.current_step = step.name
     head.touched_steps.add((step_id, attempt))
 
 
-def _step_ended(head: Head, event: Applied) -> None:
-    end = cast(StepEnded, event.payload)
-    step_id = cast(str, event.step_id)
-    attempt = event.attempt or head.latest_attempt(step_id) or 1
+def _step_ended(head: Head, new: Accepted) -> None:
+    end = cast(StepEnded, new.payload)
+    step_id = cast(str, new.event.step_id)
+    attempt = new.event.attempt or head.latest_attempt(step_id) or 1
     attempts = head.steps.setdefault(step_id, {})
     step = attempts.get(attempt)
     if step is None:  # an engine may tell only how a step ended
-        step = attempts[attempt] = Step(step_id, attempt, step_id, None, "running", None, event.seq, None, None)
+        step = attempts[attempt] = Step(step_id, attempt, step_id, None, "running", None, head.last_seq, None, None)
     if step.status != "running":
         return  # the first end stands
-    step.status, step.ended_us = STEP_ENDS[event.kind], event.at_us
-    step.error = None if event.kind == "step.completed" else _shown(end.error or end.reason)
+    step.status, step.ended_us = STEP_ENDS[new.kind], _at_us(head, new)
+    step.error = None if new.kind == "step.completed" else _shown(end.error or end.reason)
     head.touched_steps.add((step_id, attempt))
 
 
-def _checkpoint(head: Head, event: Applied) -> None:
-    head.checkpoint_seq = event.seq
+def _checkpoint(head: Head, new: Accepted) -> None:
+    head.checkpoint_seq = head.last_seq
 
 
 _RULES = {
@@ -285,7 +258,7 @@ _RULES = {
 }
 
 
-def _add_usage(head: Head, event: Applied, usage: Usage) -> None:
+def _add_usage(head: Head, event: Event, usage: Usage) -> None:
     delta = _usage_delta(head, usage)
     attempt = 0
     if event.step_id is not None:

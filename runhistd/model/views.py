@@ -238,18 +238,18 @@ class EventFilter:
     types: frozenset[str] | None = None
     kinds: frozenset[str] | None = None
 
-    def matches(
-        self, namespace: str, run_id: str, agent_id: str | None, team_run_id: str | None, type: str, kind: str
-    ) -> bool:
-        """Whether an event of that run, type and kind is wanted."""
+    def wants_run(self, namespace: str, run_id: str, agent_id: str | None, team_run_id: str | None) -> bool:
+        """Whether events of that run are wanted."""
         return (
             (self.namespace is None or self.namespace == namespace)
             and (self.run_id is None or self.run_id == run_id)
             and (self.agent_id is None or self.agent_id == agent_id)
             and (self.team_run_id is None or self.team_run_id == team_run_id)
-            and (self.types is None or type in self.types)
-            and (self.kinds is None or kind in self.kinds)
         )
+
+    def wants_event(self, type: str, kind: str) -> bool:
+        """Whether events of that type and kind are wanted, of the runs that are."""
+        return (self.types is None or type in self.types) and (self.kinds is None or kind in self.kinds)
 
 
 @frozen

@@ -13,9 +13,9 @@ import apsw
 import msgspec
 from msgspec import Struct
 
-from ..model.artifacts import Artifact, DataBlob, DropBlob, KeepBlob
-from ..model.decide import Accepted
+from ..model.artifacts import Artifact, DropBlob, KeepBlob
 from ..model.errors import NoSuchArtifact, NoSuchBlob, NoSuchRun
+from ..model.events import Accepted
 from ..model.views import ArtifactRow
 from . import sql
 from .heads import CachedRun
@@ -72,16 +72,6 @@ def used_by(accepted: Accepted) -> Sequence[str]:
     artifact = accepted.payload.blob if isinstance(accepted.payload, Artifact) else None
     data = accepted.event.data_blob
     return [sha256 for sha256 in (artifact, None if data is None else data.sha256) if sha256 is not None]
-
-
-def to_columns(blob: DataBlob | None) -> tuple[bytes | None, int | None]:
-    """data_blob and data_size of an event's row."""
-    return (None, None) if blob is None else (bytes.fromhex(blob.sha256), blob.size)
-
-
-def from_columns(sha256: bytes | None, size: int | None) -> DataBlob | None:
-    """What data_blob and data_size of a row say."""
-    return None if sha256 is None or size is None else DataBlob(sha256.hex(), size)
 
 
 def note_use(connection: apsw.Connection, run: CachedRun, blob: str) -> None:

@@ -55,7 +55,7 @@ class ReadCutOff(Exception):
     """A read went on for longer than it may, and was ended."""
 
 
-class Counters(Struct, frozen=True):
+class Counters(Struct):
     """The numbers that only grow: the newest position, epoch and run."""
 
     position: int

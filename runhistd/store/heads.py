@@ -16,7 +16,7 @@ import msgspec
 
 from ..model.decide import StoredKey
 from ..model.errors import TooLarge
-from ..model.events import Event
+from ..model.events import Accepted, Event
 from ..model.holder import Holder
 from ..model.lease import Lease
 from ..model.run import ZERO, Head, Step
@@ -180,22 +180,23 @@ class Heads:
             known = run.writers[writer.int] = row[0] if row else 0
         return known
 
-    def prepare(self, run: CachedRun, events: Iterable[Event]) -> None:
+    def prepare(self, run: CachedRun, accepted: Iterable[Accepted]) -> None:
         """Load the documents, steps and marks that these events touch."""
-        events = list(events)
-        if not run.has_documents and any((event.kind or event.type) == "run.updated" for event in events):
-            self._take_documents(run)
-        if run.whole:
-            return
+        for new in accepted:
+            if new.kind == "run.updated" and not run.has_documents:
+                self._take_documents(run)
+            if not run.whole:
+                self._take_touched(run, new.event)
+
+    def _take_touched(self, run: CachedRun, event: Event) -> None:
         head = run.head
-        for event in events:
-            if event.step_id is not None and event.step_id not in head.steps:
-                self._take_steps(run, self._connection.execute(sql.LOAD_STEP, (run.number, event.step_id)))
-            if event.usage is not None:
-                scope = event.usage.response_id or ("" if event.usage.cumulative else None)
-                if scope is not None and scope not in head.marks:
-                    row = self._connection.execute(sql.LOAD_MARK, (run.number, scope)).fetchone()
-                    head.marks[scope] = row or ZERO
+        if event.step_id is not None and event.step_id not in head.steps:
+            self._take_steps(run, self._connection.execute(sql.LOAD_STEP, (run.number, event.step_id)))
+        if event.usage is not None:
+            scope = event.usage.response_id or ("" if event.usage.cumulative else None)
+            if scope is not None and scope not in head.marks:
+                row = self._connection.execute(sql.LOAD_MARK, (run.number, scope)).fetchone()
+                head.marks[scope] = row or ZERO
 
     def save(self) -> None:
         """Write every row that changed since the last save. The caller commits."""

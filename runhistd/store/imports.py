@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from uuid import UUID
 
-import msgspec
 from msgspec import Raw, Struct
 
 from ..model.errors import Conflict, InvalidParameter, RunExists
-from ..model.events import TERMINAL, Usage
+from ..model.events import TERMINAL
 from ..model.importing import Import, ImportedEvent, accept_imported, is_same
 from ..model.lease import NONE, Lease
-from . import blobs
 from .heads import CachedRun
+from .rows import Row, blob_of, usage_of
 from .salvage import LOST
 
 if TYPE_CHECKING:
     from .log import EventLog
 
-_decode_usage = msgspec.json.Decoder(Usage).decode
 
 
 class Imported(Struct, frozen=True):
@@ -97,9 +95,9 @@ def _count(log: EventLog, run: CachedRun, event: ImportedEvent) -> None:
         log.count(run, event.writer, event.n, 1, event.n - 1)
 
 
-def from_row(row: tuple[Any, ...]) -> ImportedEvent:
-    """The event of a row of EVENT_AT."""
-    (seq, type_, kind, key, writer, n, step_id, attempt, usage, time_us, received_us, data, *blob) = row
+def from_row(row: Row) -> ImportedEvent:
+    """The event of a row, as it would be imported."""
+    (_, _, seq, _, type_, kind, key, writer, n, step_id, attempt, usage, time_us, received_us, data, *blob) = row
     return ImportedEvent(
         seq=seq,
         type=type_,
@@ -109,9 +107,9 @@ def from_row(row: tuple[Any, ...]) -> ImportedEvent:
         n=n,
         step_id=step_id,
         attempt=attempt,
-        usage=None if usage is None else _decode_usage(usage),
+        usage=usage_of(usage),
         time_us=time_us,
         received_us=received_us,
-        data=Raw(data.encode()),
-        data_blob=blobs.from_columns(*blob),
+        data=Raw(data),
+        data_blob=blob_of(*blob),
     )

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from msgspec import Raw, Struct
 
-from ..model.decide import Accepted
 from ..model.errors import NotAllowed, RunClosed, RunExists, StaleEpoch, StaleTeamEpoch
-from ..model.events import TERMINAL, Event, RunSpec, payload_of
+from ..model.events import TERMINAL, Accepted, Event, RunSpec, payload_of
 from ..model.holder import Holder
 from ..model.lease import OWNED, Begin, Claim, Death, Fence, Lease, Release, decide_claim, incomplete_event, resumed_event
 from ..model.quota import EVENT_BYTES, bytes_of

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Sequence
+from copy import copy
 from pathlib import Path
 from uuid import UUID
 
@@ -20,21 +21,20 @@ import apsw
 import msgspec
 from msgspec import Raw, Struct
 
-from ..model.decide import Accepted, Append, StoredKey, content_of, decide
+from ..model.decide import Append, StoredKey, content_of, decide
 from ..model.errors import NoSuchRun, Refusal, StorageFull
-from ..model.events import TERMINAL, Event, StoredEvent, Usage, payload_of
+from ..model.events import TERMINAL, Accepted, Event, payload_of
 from ..model.holder import Holder
 from ..model.importing import Import, ImportedEvent
 from ..model.lease import Begin, Claim, Death, Fence, Lease, Release, check_team, resumed_event
 from ..model.publish import Publish
 from ..model.quota import bytes_of
 from ..model.removal import Delete
-from ..model.run import Head, applied, fold
+from ..model.run import Head, fold
 from . import blobs, imports, leases, live, prune, sql
 from .database import (
     PAGE_BYTES,
     SCHEMA_VERSION,
-    Counters,
     DamagedDatabase,
     StorageFault,
     is_full,
@@ -42,13 +42,13 @@ from .database import (
     read_history,
     telling_damage,
 )
-from .heads import CachedRun, Heads, Name, encode
+from .heads import CachedRun, Heads, Name
+from .rows import DATA, RUN, SEQ, Row, blob_of, event_row, usage_of
 from .tally import Tally
 
 _STORAGE_ERRORS = (apsw.IOError, apsw.ReadOnlyError, apsw.CantOpenError)
 FOREIGN_EPOCH = 0  # never granted: of a lease_key that is not that of the run's newest lease
 _LEASE_ENDS = TERMINAL | {"paused"}
-_decode_usage = msgspec.json.Decoder(Usage).decode
 
 
 class Appended(Struct, frozen=True):
@@ -68,13 +68,14 @@ class Failed(Struct, frozen=True):
 
 
 class Committed(Struct, frozen=True):
-    """A stored event with what followers are chosen by."""
+    """Events of one run, stored one behind the other, with what followers are chosen by."""
 
     uid: int
-    run: int
+    namespace: str
+    run_id: str
     agent_id: str | None
     team_run_id: str | None
-    event: StoredEvent
+    rows: list[Row]
 
 
 class Held(Struct, frozen=True):
@@ -119,9 +120,8 @@ class EventLog:
         self._connection = connection
         self.heads = Heads(connection)
         self.instance_id, self._counters = read_history(connection)
-        self._pending = self._counters
+        self._pending = copy(self._counters)
         self._events: list[Committed] = []
-        self._rows: list[tuple[object, ...]] = []
         self._shown: list[live.Live] = []
         self.tally = Tally(connection)
         self.wal_bytes = 0
@@ -246,7 +246,8 @@ class EventLog:
                 self._connection.execute("ROLLBACK")  # only duplicates and refusals
             self.heads.hold_bounds()
             return Batch(outcomes, shown=self._take_shown())
-        self._connection.executemany(sql.INSERT_EVENT, self._rows)
+        rows = itertools.chain.from_iterable(committed.rows for committed in self._events)
+        self._connection.executemany(sql.INSERT_EVENT, rows)
         self.heads.save()
         self.tally.save(self._pending.position, removes=False)
         self._connection.execute(sql.SAVE_COUNTERS, msgspec.structs.astuple(self._pending))
@@ -254,9 +255,9 @@ class EventLog:
         self.tally.committed(self._pending.position)
         held = [Held(*run.name, frozenset(run.lease.holders)) for run in self.heads.changed_leases()]
         self.heads.committed()
-        self._counters = self._pending
+        self._counters = copy(self._pending)
         done = Batch(outcomes, self._events, held, shown=self._take_shown())
-        self._events, self._rows = [], []
+        self._events = []
         return done
 
     def _take_shown(self) -> list[live.Live]:
@@ -313,8 +314,8 @@ class EventLog:
             self._connection.execute("ROLLBACK")
         self.heads.clear()
         self.tally.roll_back()
-        self._pending = self._counters
-        self._events, self._rows, self._shown = [], [], []
+        self._pending = copy(self._counters)
+        self._events, self._shown = [], []
 
     def find(self, uid: int, namespace: str, run_id: str) -> CachedRun:
         """A run by its name. Raises NoSuchRun."""
@@ -330,8 +331,7 @@ class EventLog:
 
     def add_run(self, name: Name, lease: Lease) -> CachedRun:
         """A new run under a new epoch, without an event yet."""
-        counters = self._pending
-        self._pending = Counters(counters.position, counters.epoch, counters.run + 1)
+        self._pending.run += 1
         run = CachedRun(self._pending.run, name, lease, Head(epoch=self.next_epoch()))
         self.heads.add(run)
         self.tally.add(run.name[0], 1, 0)
@@ -339,8 +339,7 @@ class EventLog:
 
     def next_epoch(self) -> int:
         """Take the next epoch from the history's counter."""
-        counters = self._pending
-        self._pending = Counters(counters.position, counters.epoch + 1, counters.run)
+        self._pending.epoch += 1
         return self._pending.epoch
 
     @property
@@ -355,8 +354,7 @@ class EventLog:
 
     def skip_position(self) -> int:
         """A position that no event gets."""
-        counters = self._pending
-        self._pending = Counters(counters.position + 1, counters.epoch, counters.run)
+        self._pending.position += 1
         return self._pending.position
 
     def tell_gap(self, run: CachedRun, compaction: tuple[object, ...]) -> None:
@@ -366,12 +364,16 @@ class EventLog:
 
     def event_at(self, run: CachedRun, seq: int) -> ImportedEvent | None:
         """What is stored at that seq, before or in this batch; None where events were dropped."""
-        for committed in reversed(self._events):
-            if committed.run == run.number and committed.event.seq == seq:
-                _, _, same_seq, _, *rest = event_row(run.number, committed.event)
-                return imports.from_row((same_seq, *rest))
-        row = self._connection.execute(sql.EVENT_AT, (run.number, seq)).fetchone()
+        row = self._row_at(run, seq) or self._connection.execute(sql.EVENT_AT, (run.number, seq)).fetchone()
         return None if row is None else imports.from_row(row)
+
+    def _row_at(self, run: CachedRun, seq: int) -> Row | None:
+        """What this batch stores at that seq."""
+        for committed in reversed(self._events):
+            for row in committed.rows:
+                if row[RUN] == run.number and row[SEQ] == seq:
+                    return row
+        return None
 
     def join(self, run: CachedRun, holder: Holder | None) -> None:
         """Let a process that acts under the run's lease be one of its holders."""
@@ -409,11 +411,30 @@ class EventLog:
         return 0 if writer is None else self.heads.last_n(run, writer)
 
     def store_all(self, run: CachedRun, accepted: Sequence[Accepted], writer: UUID | None, now_us: int) -> None:
-        """Store events that were decided on, in their order."""
+        """Fold events that were decided on, in their order, and keep their rows for the end of the batch.
+
+        It must not fail halfway: what can be refused was refused before.
+        """
         self.heads.touch(run)
-        self.heads.prepare(run, [new.event for new in accepted])
+        self.heads.prepare(run, accepted)
+        head, number, position, size = run.head, run.number, self._pending.position, 0
+        writer_bytes = None if writer is None else writer.bytes
+        rows: list[Row] = []
         for new in accepted:
-            self._store(run, new, writer, now_us)
+            fold(head, new, now_us)
+            position += 1
+            rows.append(event_row(position, number, head.last_seq, head.epoch, writer_bytes, new, now_us))
+            size += bytes_of(new.event)
+            for sha256 in blobs.used_by(new):
+                blobs.note_use(self._connection, run, sha256)
+            if new.event.key is not None:
+                run.new_keys[new.event.key] = StoredKey(head.last_seq, content_of(new.event, new.kind))
+        if head.status in _LEASE_ENDS and run.lease.state == "owned":
+            run.lease.end()
+            self.heads.touch_lease(run)
+        self._pending.position = position
+        self.tally.add(run.name[0], 0, size)
+        self._events.append(Committed(*run.name, head.agent_id, head.team_run_id, rows))
 
     def store_own(self, run: CachedRun, event: Event, now_us: int) -> None:
         """Store an event that the daemon itself makes; its type is its kind."""
@@ -427,42 +448,6 @@ class EventLog:
             run.writers[writer.int] = first_n + events - 1
             run.touched_writers.add(writer.int)
             self.heads.touch(run)
-
-    def _store(self, run: CachedRun, accepted: Accepted, writer: UUID | None, now_us: int) -> None:
-        """Fold an event and keep its row for the end of the batch. It must not fail halfway: decide came before."""
-        sent, head = accepted.event, run.head
-        uid, namespace, run_id = run.name
-        event = StoredEvent(
-            position=self._pending.position + 1,
-            namespace=namespace,
-            run_id=run_id,
-            seq=head.last_seq + 1,
-            epoch=head.epoch,
-            type=sent.type,
-            kind=accepted.kind,
-            received_us=now_us,
-            data=sent.data,
-            key=sent.key,
-            writer=writer,
-            n=accepted.n,
-            step_id=sent.step_id,
-            attempt=sent.attempt,
-            usage=sent.usage,
-            time_us=sent.time_us,
-            data_blob=sent.data_blob,
-        )
-        fold(head, applied(event, accepted.payload))
-        if head.status in _LEASE_ENDS and run.lease.state == "owned":
-            run.lease.end()
-            self.heads.touch_lease(run)
-        self._pending = Counters(event.position, self._pending.epoch, self._pending.run)
-        for sha256 in blobs.used_by(accepted):
-            blobs.note_use(self._connection, run, sha256)
-        if event.key is not None:
-            run.new_keys[event.key] = StoredKey(event.seq, content_of(sent, event.kind))
-        self.tally.add(uid, 0, bytes_of(event))
-        self._rows.append(event_row(run.number, event))
-        self._events.append(Committed(uid, run.number, head.agent_id, head.team_run_id, event))
 
     def stored_keys(self, run: CachedRun, events: Sequence[Event]) -> dict[str, StoredKey]:
         """What the run has under the keys of these events."""
@@ -480,9 +465,9 @@ class EventLog:
                     type=type_,
                     step_id=step_id,
                     attempt=attempt,
-                    usage=None if usage is None else _decode_usage(usage),
-                    data=Raw(data.encode()),
-                    data_blob=blobs.from_columns(*blob),
+                    usage=usage_of(usage),
+                    data=Raw(data),
+                    data_blob=blob_of(*blob),
                 )
                 found[event.key] = StoredKey(seq, content_of(known, kind))
         return found
@@ -493,35 +478,13 @@ class EventLog:
 
     def data_of(self, run: CachedRun, seq: int) -> bytes:
         """The data of one of the run's events, stored before or in this batch."""
-        for committed in reversed(self._events):
-            if committed.run == run.number and committed.event.seq == seq:
-                return bytes(committed.event.data)
-        ((data,),) = self._connection.execute(sql.DATA_OF_SEQ, (run.number, seq))
-        return str(data).encode()
+        row = self._row_at(run, seq)
+        if row is None:
+            ((data,),) = self._connection.execute(sql.DATA_OF_SEQ, (run.number, seq))
+            return str(data).encode()
+        found: bytes = row[DATA]
+        return found
 
     def _measure_wal(self, connection: apsw.Connection, database: str, pages: int) -> int:
         self.wal_bytes = pages * PAGE_BYTES
         return apsw.SQLITE_OK
-
-
-def event_row(run: int, event: StoredEvent) -> tuple[object, ...]:
-    """The columns of INSERT_EVENT."""
-    writer: UUID | None = event.writer
-    return (
-        event.position,
-        run,
-        event.seq,
-        event.epoch,
-        event.type,
-        event.kind,
-        event.key,
-        None if writer is None else writer.bytes,
-        event.n,
-        event.step_id,
-        event.attempt,
-        None if event.usage is None else encode(event.usage).decode(),
-        event.time_us,
-        event.received_us,
-        str(event.data, "utf-8"),
-        *blobs.to_columns(event.data_blob),
-    )

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
-from uuid import UUID
 
 import apsw
 import msgspec
@@ -16,7 +15,7 @@ from attrs import evolve, frozen
 from msgspec import Raw
 
 from ..model.errors import NoSuchRun
-from ..model.events import StoredEvent, Usage
+from ..model.events import StoredEvent
 from ..model.ids import shortest_ending
 from ..model.retention import CLOSED, Candidate, Decision, Policy, decide, decide_events
 from ..model.run import Head
@@ -34,15 +33,14 @@ from ..model.views import (
     UsageTotals,
 )
 from . import sql
-from .blobs import from_columns
 from .database import open_reader
 from .heads import CachedRun, Name, run_from_row
 from .paging import page_of
+from .rows import stored_event
 
 NEWEST = 2**63 - 1
 SCAN_POSITIONS = 50_000  # of the log in one read transaction, however few of its events match
 
-_decode_usage = msgspec.json.Decoder(Usage).decode
 _encode = msgspec.json.Encoder().encode
 
 
@@ -403,36 +401,12 @@ def _take(rows: apsw.Cursor, limit: int, limit_bytes: int) -> tuple[list[StoredE
     events: list[StoredEvent] = []
     taken_bytes = 0
     for row in rows:
-        event = _event(row)
+        event = stored_event(row[0], row[1], row[2:])
         taken_bytes += len(memoryview(event.data))
         if events and (len(events) == limit or taken_bytes > limit_bytes):
             return events, True
         events.append(event)
     return events, False
-
-
-def _event(row: tuple[Any, ...]) -> StoredEvent:
-    (position, namespace, run_id, seq, epoch, type_, kind, received_us, data, key, writer, n, *rest) = row
-    step_id, attempt, usage, time_us, *blob = rest
-    return StoredEvent(
-        position,
-        namespace,
-        run_id,
-        seq,
-        epoch,
-        type_,
-        kind,
-        received_us,
-        Raw(data.encode()),
-        key,
-        None if writer is None else UUID(bytes=writer),
-        n,
-        step_id,
-        attempt,
-        None if usage is None else _decode_usage(usage),
-        time_us,
-        from_columns(*blob),
-    )
 
 
 def _last_seq_before(connection: apsw.Connection, run: int, position: int) -> int:

@@ -82,7 +82,7 @@ INSERT OR REPLACE INTO usage_marks (run, response_id, {_AMOUNTS}) VALUES (?, ?, 
 
 INSERT_EVENT: Final = """
 INSERT INTO events (position, run, seq, epoch, type, kind, key, writer, n, step_id, attempt, usage, time_us,
-  received_us, data, data_blob, data_size) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+  received_us, data, data_blob, data_size) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, CAST(? AS TEXT), ?, ?)
 """
 LOAD_WRITER: Final = "SELECT last_n FROM writers WHERE run = ? AND writer = ?"
 SAVE_WRITER: Final = "INSERT OR REPLACE INTO writers (run, writer, last_n) VALUES (?, ?, ?)"
@@ -95,7 +95,8 @@ FROM keys JOIN events ON events.run = keys.run AND events.seq = keys.seq WHERE k
 # --- importing ---
 
 EVENT_AT: Final = """
-SELECT seq, type, kind, key, writer, n, step_id, attempt, usage, time_us, received_us, data, data_blob, data_size
+SELECT position, run, seq, epoch, type, kind, key, writer, n, step_id, attempt, usage, time_us, received_us, data, data_blob,
+  data_size
 FROM events WHERE run = ? AND seq = ?
 """
 
@@ -374,8 +375,8 @@ ORDER BY step_id, attempt, provider, model LIMIT ?
 USAGE_TOTALS: Final = f"SELECT {_AMOUNTS} FROM runs WHERE run = ?"  # noqa: S608
 
 _EVENT_COLUMNS: Final = """
-  events.position, namespace, run_id, seq, events.epoch, type, kind, received_us, data, key, writer, n, step_id,
-  attempt, usage, time_us, data_blob, data_size
+  namespace, run_id, position, run, seq, events.epoch, type, kind, key, writer, n, step_id, attempt, usage, time_us,
+  received_us, data, data_blob, data_size
 """
 _EVENT_WANTED: Final = """
   (:types IS NULL OR type IN (SELECT value FROM json_each(:types)))

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import apsw
 
-from ..model.decide import Accepted
+from ..model.events import Accepted
 from ..model.quota import Quota, Stored
 from . import sql
 

@@ -17,19 +17,18 @@ import msgspec
 from attrs import define, field, frozen
 from msgspec import Raw
 
-from ..model.artifacts import Artifact
-from ..model.events import Payload, StoredEvent, Usage, payload_of
+from ..model.events import Accepted, Event, payload_of
 from ..model.quota import Stored
-from ..model.run import ZERO, Head, applied, fold
+from ..model.run import ZERO, Head, fold
 from . import sql
-from .blobs import from_columns
+from .blobs import used_by
 from .contents import BLOBS_NAME, path_of
 from .heads import CachedRun, run_from_row
 from .reader import open_reader, snapshot
+from .rows import blob_of, usage_of
 from .tally import load
 
 OF_ANY_SIZE = "of any size"  # content that an artifact uses, which need not tell its size
-_decode_usage = msgspec.json.Decoder(Usage).decode
 
 
 @frozen
@@ -173,38 +172,31 @@ class Recomputed:
         if position <= self.position or epoch < head.epoch:
             self.faults[f"event {seq} order"] = f"position > {self.position}, epoch >= {head.epoch}"
         self.position = position
-        if seq == 1:
-            head.epoch = epoch
-        event = StoredEvent(
-            position=position,
-            namespace="",
-            run_id="",
-            seq=seq,
-            epoch=epoch,
+        head.epoch = epoch
+        event = Event(
             type=type_,
-            kind=kind,
-            received_us=received_us,
-            data=Raw(data.encode()),
             step_id=step_id,
             attempt=attempt,
-            usage=None if usage is None else _decode_usage(usage),
+            usage=usage_of(usage),
             time_us=time_us,
-            data_blob=from_columns(*blob),
+            data=Raw(data),
+            data_blob=blob_of(*blob),
         )
-        payload = payload_of(kind, event.data, "data")
-        fold(head, applied(event, payload))
-        self._note_uses(event, payload)
+        new = Accepted(event, kind, payload_of(kind, event.data, "data"), n)
+        head.last_seq = seq - 1
+        fold(head, new, received_us)
+        self._note_uses(new)
         if writer is not None:
             self.writers[writer] = max(self.writers.get(writer, 0), n)
         if key is not None:
             self.keys[key] = seq
 
-    def _note_uses(self, event: StoredEvent, payload: Payload) -> None:
+    def _note_uses(self, new: Accepted) -> None:
         """Take note of the content that the event needs, and of its size where the event tells that."""
-        if isinstance(payload, Artifact) and payload.blob is not None:
-            self.uses.setdefault(payload.blob, OF_ANY_SIZE)
-        if event.data_blob is not None:
-            self.uses[event.data_blob.sha256] = event.data_blob.size
+        for sha256 in used_by(new):
+            self.uses.setdefault(sha256, OF_ANY_SIZE)
+        if new.event.data_blob is not None:
+            self.uses[new.event.data_blob.sha256] = new.event.data_blob.size
 
     def _skip_gap(self, seq: int) -> None:
         """Take the events before `seq` for dropped, as far as a compaction may have dropped them."""

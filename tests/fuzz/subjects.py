@@ -70,7 +70,7 @@ class Serving:
             if call.method in WRITES:
                 for i, event in enumerate(WRITES[call.method](call.parameters) or ()):
                     check_event(event)
-                    payload_of(kind_of(event, f"events[{i}]"), event.data, f"events[{i}].data")
+                    payload_of(kind_of(event, i), event.data, f"events[{i}].data")
             elif call.method in METHODS:
                 control_calls.structure(call.parameters, METHODS[call.method][0])
             else:

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from msgspec import Raw
 
-from runhistd.model.events import KINDS, StoredEvent, Usage, payload_of
-from runhistd.model.run import Head, Step, applied, fold, merge_patch
+from runhistd.model.events import KINDS, Accepted, Event, Usage, payload_of
+from runhistd.model.run import Head, Step, fold, merge_patch
 
 
 class Recorded:
@@ -20,20 +20,9 @@ class Recorded:
         self.add("run.started", {"run_id": "r", **spec})
 
     def add(self, kind: str, data: dict[str, Any] | None = None, **members: Any) -> None:
-        seq = self.head.last_seq + 1
-        event = StoredEvent(
-            position=seq,
-            namespace="default",
-            run_id="r",
-            seq=seq,
-            epoch=members.pop("epoch", 1),
-            type=kind,
-            kind=kind,
-            received_us=1000 + seq,
-            data=Raw(json.dumps(data or {}).encode()),
-            **members,
-        )
-        fold(self.head, applied(event, payload_of(kind, event.data, "data")))
+        event = Event(type=kind, data=Raw(json.dumps(data or {}).encode()), **members)
+        received_us = 1000 + self.head.last_seq + 1
+        fold(self.head, Accepted(event, kind, payload_of(kind, event.data, "data"), None), received_us)
 
     def step(self, step_id: str, attempt: int = 1) -> Step:
         return self.head.steps[step_id][attempt]
@@ -90,8 +79,8 @@ def test_a_gate_opens_with_the_pause_and_is_remembered_as_answered() -> None:
     assert (head.status, head.gate_seq, head.gate_name, head.gate_prompt) == ("paused", 2, "approve", "Apply?")
     run.add("gate.answered", {"gate_seq": 2, "answer": True})
     assert (head.status, head.gate_answer_seq) == ("paused", 3)
-    run.add("run.resumed", epoch=5)
-    assert (head.status, head.epoch, head.gate_seq, head.gate_answer_seq) == ("running", 5, None, None)
+    run.add("run.resumed")
+    assert (head.status, head.gate_seq, head.gate_answer_seq) == ("running", None, None)
 
 
 def test_an_incomplete_run_keeps_its_open_steps_and_reopens() -> None:
@@ -99,7 +88,7 @@ def test_an_incomplete_run_keeps_its_open_steps_and_reopens() -> None:
     run.add("step.started", step_id="a")
     run.add("run.incomplete")
     assert (run.head.status, run.head.ended_us, run.step("a").status) == ("incomplete", 1003, "running")
-    run.add("run.resumed", epoch=2)
+    run.add("run.resumed")
     assert (run.head.status, run.head.ended_us, run.head.closed_us) == ("running", None, None)
 
 
@@ -116,7 +105,7 @@ def test_an_incomplete_run_says_why_until_it_is_reopened(data: dict[str, Any], t
     run = Recorded()
     run.add("run.incomplete", data)
     assert run.head.error == text
-    run.add("run.resumed", epoch=2)
+    run.add("run.resumed")
     assert run.head.error is None
 
 
@@ -244,8 +233,8 @@ def test_snapshots_count_each_figure_for_itself_and_across_epochs() -> None:
     run = Recorded()
     run.add("usage", usage=Usage(input_tokens=10, output_tokens=10, cumulative=True))
     run.add("run.incomplete")
-    run.add("run.resumed", epoch=2)
-    run.add("usage", usage=Usage(input_tokens=15, output_tokens=3, cumulative=True), epoch=2)
+    run.add("run.resumed")
+    run.add("usage", usage=Usage(input_tokens=15, output_tokens=3, cumulative=True))
     assert run.head.totals[:2] == (15, 10)
 
 

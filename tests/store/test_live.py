@@ -9,6 +9,7 @@ from runhistd.model.events import Event
 from runhistd.model.publish import Publish
 from runhistd.store.live import Live, Shown
 from runhistd.store.log import Batch, Request
+from runhistd.store.rows import POSITION
 from tests.store.histories import UID, History, append, begin, event
 
 
@@ -28,7 +29,7 @@ def places(shown: list[Live]) -> list[tuple[int, str]]:
 def test_its_place_is_behind_the_event_before_it_also_in_one_batch(history: History) -> None:
     epoch = history.begin("r")
     done = apply(history, publish("r", epoch, "a"), append("r", epoch, 1, event()), publish("r", epoch, "b", "c"))
-    assert [committed.event.position for committed in done.events] == [2]
+    assert [row[POSITION] for committed in done.events for row in committed.rows] == [2]
     assert places(done.shown) == [(1, '{"text":"a"}'), (2, '{"text":"b"}'), (2, '{"text":"c"}')]
 
 

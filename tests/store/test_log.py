@@ -9,11 +9,12 @@ import pytest
 from msgspec import Raw
 
 from runhistd.model.errors import Conflict, InvalidParameter, NoSuchRun, RunExists, SequenceGap, StorageFull
-from runhistd.model.events import Event, Usage
-from runhistd.model.run import Applied, Head, fold
+from runhistd.model.events import Accepted, Event, Usage
+from runhistd.model.run import Head, fold
 from runhistd.store import heads, log
 from runhistd.store.leases import Begun
 from runhistd.store.log import Appended, Failed
+from runhistd.store.rows import stored_event
 from tests.store.histories import UID, WRITER, History, append, begin, event, keyed
 
 
@@ -170,9 +171,9 @@ def test_a_fault_of_ours_costs_only_the_request_that_brings_it(history: History,
     epoch = history.begin("r")
     history.begin("s")
 
-    def faulty(head: Head, event: Applied) -> None:
-        fold(head, event)
-        if event.kind == "checkpoint":
+    def faulty(head: Head, new: Accepted, received_us: int) -> None:
+        fold(head, new, received_us)
+        if new.kind == "checkpoint":
             raise ZeroDivisionError("planted")
 
     monkeypatch.setattr(log, "fold", faulty)
@@ -253,9 +254,10 @@ def test_snapshots_of_usage_are_remembered_over_a_restart(history: History) -> N
 
 def test_committed_events_come_back_in_position_order_for_followers(history: History) -> None:
     batch = history.log.apply([begin("r", agent_id="me"), append("r", 1, 1, event("a"), event("b"))], 5)
-    assert [(c.uid, c.agent_id, c.event.position, c.event.type) for c in batch.events] == [
+    events = [(c, stored_event(c.namespace, c.run_id, row)) for c in batch.events for row in c.rows]
+    assert [(c.uid, c.agent_id, event.position, event.type) for c, event in events] == [
         (UID, "me", 1, "run.started"),
         (UID, "me", 2, "a"),
         (UID, "me", 3, "b"),
     ]
-    assert WRITER == batch.events[1].event.writer
+    assert WRITER == events[1][1].writer

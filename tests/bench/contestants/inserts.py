@@ -11,10 +11,10 @@ from uuid import uuid4
 from msgspec import Raw
 
 from runhistd.daemon.commit import CHECKPOINT_BYTES
-from runhistd.model.events import StoredEvent
+from runhistd.model.events import Accepted, Event
 from runhistd.store import sql
 from runhistd.store.database import PAGE_BYTES, open_writer
-from runhistd.store.log import event_row
+from runhistd.store.rows import event_row
 
 from . import REQUEST_EVENTS, event
 
@@ -43,7 +43,8 @@ class Table:
         self._connection.set_wal_hook(self._measure_wal)
         self._wal_bytes = 0
         self._position = self._kept = 0
-        self._row = event_row(0, _stored_event())
+        new = Accepted(Event(type="tool:result", data=Raw(json.dumps(event(1)["data"]).encode())), "note", None, 1)
+        self._row = event_row(1, 0, 1, 1, uuid4().bytes, new, time.time_ns() // 1000)
 
     def _insert(self, events: int) -> int:
         rows = []
@@ -77,23 +78,6 @@ class Table:
         """Insert as many."""
         kept, self._kept = self._kept, 0
         return self._insert(kept)
-
-
-def _stored_event() -> StoredEvent:
-    """An event as it would be stored; only its position, run and seq differ from row to row."""
-    return StoredEvent(
-        position=1,
-        namespace="default",
-        run_id="run-0",
-        seq=1,
-        epoch=1,
-        type="tool:result",
-        kind="note",
-        received_us=time.time_ns() // 1000,
-        data=Raw(json.dumps(event(1)["data"]).encode()),
-        writer=uuid4(),
-        n=1,
-    )
 
 
 def connect(directory: Path, index: int) -> Table:
