@@ -106,7 +106,7 @@ def assemble(
     def on_commit(batch: Batch) -> None:
         tail.extend(batch.events)
         tail.show(batch.shown)
-        if batch.deleted:
+        if batch.gaps:
             tail.forget()
         liveness.leases_changed(batch.held)
 

@@ -139,7 +139,7 @@ class Space:
             again = log.apply([requests[i]], now_us)
             done.outcomes[i] = again.outcomes[0]
             done.held += again.held
-            done.deleted |= again.deleted
+            done.gaps |= again.gaps
         log.checkpoint(truncate=True)
 
     def _has_reserve(self) -> bool:

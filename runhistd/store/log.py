@@ -99,8 +99,8 @@ class Batch(Struct):
     outcomes: list[Outcome]
     events: list[Committed] = []
     held: list[Held] = []
-    deleted: bool = False
-    """Whether events are gone that were committed before."""
+    gaps: bool = False
+    """Whether there are new positions, or old ones, without an event: the database tells followers of them."""
     shown: list[live.Live] = []
     """What is not stored but shown, in order."""
 
@@ -109,7 +109,7 @@ class Batch(Struct):
         self.outcomes += later.outcomes
         self.events += later.events
         self.held += later.held
-        self.deleted |= later.deleted
+        self.gaps |= later.gaps
         self.shown += later.shown
 
 
@@ -122,6 +122,7 @@ class EventLog:
         self.instance_id, self._counters = read_history(connection)
         self._pending = copy(self._counters)
         self._events: list[Committed] = []
+        self._gaps = False
         self._shown: list[live.Live] = []
         self.tally = Tally(connection)
         self.wal_bytes = 0
@@ -256,8 +257,8 @@ class EventLog:
         held = [Held(*run.name, frozenset(run.lease.holders)) for run in self.heads.changed_leases()]
         self.heads.committed()
         self._counters = copy(self._pending)
-        done = Batch(outcomes, self._events, held, shown=self._take_shown())
-        self._events = []
+        done = Batch(outcomes, self._events, held, self._gaps, self._take_shown())
+        self._events, self._gaps = [], False
         return done
 
     def _take_shown(self) -> list[live.Live]:
@@ -279,9 +280,9 @@ class EventLog:
         self._commit_with_figures()
         done = Batch([outcome])
         if isinstance(outcome, prune.Compacted):
-            done.deleted = outcome.events > 0
+            done.gaps = outcome.events > 0
         if isinstance(request, Delete) and isinstance(outcome, prune.Deleted) and outcome.deleted:
-            done.deleted = True
+            done.gaps = True
             done.held = [Held(request.uid, request.namespace, request.run_id, frozenset())]
         return done
 
@@ -315,7 +316,7 @@ class EventLog:
         self.heads.clear()
         self.tally.roll_back()
         self._pending = copy(self._counters)
-        self._events, self._shown = [], []
+        self._events, self._gaps, self._shown = [], False, []
 
     def find(self, uid: int, namespace: str, run_id: str) -> CachedRun:
         """A run by its name. Raises NoSuchRun."""
@@ -360,6 +361,7 @@ class EventLog:
     def tell_gap(self, run: CachedRun, compaction: tuple[object, ...]) -> None:
         """Have readers and followers told that events of the run are not here; `compaction`: see SAVE_COMPACTION."""
         self._connection.execute(sql.SAVE_COMPACTION, compaction)
+        self._gaps = True
         self.heads.touch(run)
 
     def event_at(self, run: CachedRun, seq: int) -> ImportedEvent | None:
@@ -415,6 +417,8 @@ class EventLog:
 
         It must not fail halfway: what can be refused was refused before.
         """
+        if not accepted:
+            return
         self.heads.touch(run)
         self.heads.prepare(run, accepted)
         head, number, position, size = run.head, run.number, self._pending.position, 0
