@@ -1,8 +1,8 @@
 """Retention at work: a pass when the daemon starts, then one each interval, and one whenever somebody asks.
 
-A pass reads what is there in one snapshot and decides; the same decision is what a dry run tells. Then every run is deleted
-in a transaction of its own, between appends, on the condition that what was read of it still holds: a run that was pinned
-or claimed meanwhile stays. The sweeper clears the rows away afterwards.
+A pass reads what is there in one snapshot and decides; the same decision is what a dry run tells. Then the runs are deleted,
+a few at a time, between appends, each on the condition that what was read of it still holds: a run that was pinned or
+claimed meanwhile stays. The sweeper clears the rows away meanwhile and afterwards, and has both keep to its pace.
 
 The interval varies by a tenth, so that the daemons of one machine do not all work at once.
 """
@@ -11,23 +11,25 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 
 import trio
 
 from runhistd.config import Config
 from runhistd.model.errors import Damaged, Refusal
 from runhistd.model.removal import Compact, Delete
-from runhistd.model.retention import MAX_AGE_DAYS, MAX_BYTES, MAX_RUNS, Candidate, Decision, Override, Policy
+from runhistd.model.retention import MAX_AGE_DAYS, MAX_BYTES, MAX_RUNS, Decision, Override, Policy
 from runhistd.model.views import RetentionStatus
 from runhistd.store.prune import Compacted, Deleted
 
-from .commit import now_us
+from .commit import Outcome, now_us
 from .sweep import Sweeper
 
 logger = logging.getLogger("runhistd.collect")
 
 JITTER = 0.1
+PIECE_RUNS = 8  # that are deleted together, which takes about a millisecond
+PIECE_BYTES = 64 * 1024  # of events that are dropped together
 SKIPPED = f"{MAX_AGE_DAYS}: the wall clock has jumped"
 
 Look = Callable[[Policy, int, bool], Awaitable[list[Decision]]]
@@ -95,7 +97,7 @@ class Collector:
             decisions = await self._look(policy_of(self._settings()), now_us(), trust_clock)
             if dry_run:
                 return [decision for decision in decisions if decision.bytes], skipped
-            removed = [decision for decision in decisions if await self._carry_out(decision)]
+            removed = [decision for piece in _pieces(decisions) for decision in await self._carry_out(piece)]
             self._sweeper.wake()  # also for the content that nobody has used
             self._last_us, self._skipped = now_us(), skipped
             if skipped is not None:
@@ -105,24 +107,43 @@ class Collector:
                 logger.info("retention removed runs", extra={"fields": fields})
             return removed, skipped
 
-    async def _carry_out(self, decision: Decision) -> bool:
-        """Delete the run, or drop its events of the kind; False when there was nothing to do, or no longer."""
-        run = decision.run
-        if decision.kind is not None:
-            return await self._compact(run, decision.kind)
-        request = Delete(run.uid, run.namespace, run.run_id, decision.rule, closed_us=run.ended_us)
-        outcome = await self._sweeper.ask(request)
-        gone = isinstance(outcome, Deleted) and outcome.deleted
-        self._removed += gone
-        self._sweeper.wake()
-        return gone
+    async def _carry_out(self, piece: list[Decision]) -> list[Decision]:
+        """Delete these runs, or drop their events of a kind; what there was to do, and was still to be done."""
+        carried_out, waiting = set(), piece
+        while waiting:
+            outcomes = await self._sweeper.remove([_request(decision) for decision in waiting])
+            answered = list(zip(waiting, outcomes, strict=True))
+            carried_out |= {decision for decision, outcome in answered if _has_removed(outcome)}
+            self._removed += sum(isinstance(outcome, Deleted) and outcome.deleted for outcome in outcomes)
+            self._sweeper.wake()
+            for outcome in outcomes:
+                if isinstance(outcome, Refusal):
+                    raise outcome
+            waiting = [decision for decision, outcome in answered if isinstance(outcome, Compacted) and outcome.more]
+        return [decision for decision in piece if decision in carried_out]
 
-    async def _compact(self, run: Candidate, kind: str) -> bool:
-        request = Compact(run.uid, run.namespace, run.run_id, kind, run.ended_us)
-        dropped, more = 0, True
-        while more:
-            outcome = await self._sweeper.ask(request)
-            assert isinstance(outcome, Compacted)
-            dropped, more = dropped + outcome.events, outcome.more
-        self._sweeper.wake()  # for the pages that are free now
-        return dropped > 0
+
+def _pieces(decisions: Iterable[Decision]) -> Iterator[list[Decision]]:
+    """Few enough at a time to be carried out together."""
+    piece: list[Decision] = []
+    drops_bytes = 0
+    for decision in decisions:
+        bytes_now = 0 if decision.kind is None else decision.bytes
+        if piece and (len(piece) == PIECE_RUNS or drops_bytes + bytes_now > PIECE_BYTES):
+            yield piece
+            piece, drops_bytes = [], 0
+        piece.append(decision)
+        drops_bytes += bytes_now
+    if piece:
+        yield piece
+
+
+def _request(decision: Decision) -> Delete | Compact:
+    run = decision.run
+    if decision.kind is None:
+        return Delete(run.uid, run.namespace, run.run_id, decision.rule, closed_us=run.ended_us)
+    return Compact(run.uid, run.namespace, run.run_id, decision.kind, run.ended_us)
+
+
+def _has_removed(outcome: Outcome) -> bool:
+    return (isinstance(outcome, Deleted) and outcome.deleted) or (isinstance(outcome, Compacted) and outcome.events > 0)

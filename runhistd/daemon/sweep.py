@@ -1,20 +1,22 @@
 """Clearing away what deleted runs left: a little at a time, with the appends going on between.
 
 The sweeper looks at its start, since a crash may have interrupted it, and whenever a run was deleted. It asks the
-committer for one small transaction after the other and waits for each, so that writers never wait for more than one.
+committer for one small piece after the other and waits for each. A piece goes into the transaction of the appends that it
+meets. Before the next one there is a pause as long as the piece took: whatever a piece costs, all removing together takes
+no more than half of the committer's time, and writers wait for one piece at most.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import trio
 
 from runhistd.model.errors import Damaged, Refusal
 from runhistd.model.removal import Clear
 from runhistd.store.log import Request
-from runhistd.store.prune import Cleared
+from runhistd.store.prune import Cleared, Removal
 
 from .commit import Outcome, Slot
 
@@ -52,6 +54,8 @@ class Sweeper:
         self._collect_blobs = collect_blobs
         self._woken = trio.Event()
         self._woken.set()
+        self._one_piece_at_a_time = trio.Lock()
+        self._next_piece_s = float("-inf")
         self.freed_bytes = 0  # since the daemon's start
 
     def wake(self) -> None:
@@ -68,14 +72,27 @@ class Sweeper:
             raise asked.outcome
         return asked.outcome
 
+    async def remove(self, piece: Sequence[Removal]) -> list[Outcome]:
+        """Have some of many removals committed together, and wait for what became of them. Keeps the pause."""
+        async with self._one_piece_at_a_time:
+            await trio.sleep_until(self._next_piece_s)
+            began_s = trio.current_time()
+            asked = [Asked() for _ in piece]
+            for request, one in zip(piece, asked, strict=True):
+                self._submit(request, one, 0)
+            for one in asked:
+                await one.settled.wait()
+            ended_s = trio.current_time()
+            self._next_piece_s = ended_s + (ended_s - began_s)
+        return [one.outcome for one in asked if one.outcome is not None]
+
     async def run(self) -> None:
         """Sweep until cancelled."""
         while True:
             await self._woken.wait()
             self._woken = trio.Event()
             try:
-                while isinstance(cleared := await self.ask(Clear()), Cleared) and cleared.more:
-                    self.freed_bytes += cleared.bytes
+                await self._clear()
                 self.freed_bytes += await self._collect_blobs()
             except Damaged:
                 return
@@ -83,3 +100,13 @@ class Sweeper:
                 logger.warning("cannot clear away deleted runs", extra={"fields": {"refusal": type(refusal).__name__}})
                 await trio.sleep(RETRY_S)
                 self.wake()
+
+    async def _clear(self) -> None:
+        more = True
+        while more:
+            (cleared,) = await self.remove([Clear()])
+            if isinstance(cleared, Refusal):
+                raise cleared
+            assert isinstance(cleared, Cleared)
+            self.freed_bytes += cleared.bytes
+            more = cleared.more

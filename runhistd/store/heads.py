@@ -121,7 +121,7 @@ class Heads:
         self.touch(run)
 
     def drop(self, run: CachedRun) -> None:
-        """Forget a run that is deleted in a transaction of its own."""
+        """Forget a run that is deleted; nothing of it is unsaved."""
         if self._runs.pop(run.name, None) is not None:
             self.parts -= run.parts
 
@@ -250,8 +250,8 @@ class Heads:
             else:
                 execute(sql.DELETE_DOCUMENT, (number, name))
 
-    def committed(self) -> None:
-        """What was saved is on the disk: start a new account, and hold the bounds of memory."""
+    def saved(self) -> None:
+        """What changed is in the tables: start a new account, and hold the bounds of memory."""
         for run in self._touched.values():
             run.is_new = run.lease_changed = False
             run.evidence = None

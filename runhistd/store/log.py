@@ -2,6 +2,9 @@
 
     for each request: find its run, decide, fold; then insert the events, save the heads, COMMIT
 
+Removals look at the tables and change them at once. So where a batch has some, what the requests before them brought is
+written first, in the same transaction.
+
 Nothing that a batch brought is visible, in memory or outside, before its COMMIT returned. When a batch fails on a fault
 of ours it is rolled back and tried again request by request, so that only the guilty one fails. A full disk refuses the
 whole batch. When the storage itself fails the commit is indeterminate: StorageFault, or DamagedDatabase where SQLite cannot
@@ -12,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from copy import copy
 from pathlib import Path
 from uuid import UUID
@@ -151,22 +154,12 @@ class EventLog:
         return SCHEMA_VERSION
 
     def apply(self, batch: Sequence[Request], now_us: int) -> Batch:
-        """Store a batch and return after COMMIT: one transaction, and one of its own for each removal.
+        """Store a batch and return after COMMIT: one transaction, or none for a batch that only shows events.
 
-        There is none for a batch that only shows events.
         StorageFault, DamagedDatabase: it is unknown what is stored, and the log must be abandoned.
         """
-        if len(batch) > 1 and any(isinstance(request, prune.Removal) for request in batch):
-            done = Batch([])
-            for removes, requests in itertools.groupby(batch, lambda request: isinstance(request, prune.Removal)):
-                for part in ([request] for request in requests) if removes else [list(requests)]:
-                    done.add(self.apply(part, now_us))
-            return done
         try:
-            (only,) = batch if len(batch) == 1 else (None,)
             with telling_damage():
-                if isinstance(only, prune.Removal):
-                    return self._removal(only, now_us)
                 return self._transaction(batch, now_us)
         except DamagedDatabase:
             raise
@@ -223,7 +216,7 @@ class EventLog:
         if self.tally.is_behind(self._counters.position):
             with contextlib.suppress(apsw.FullError):  # then the next start counts
                 self._connection.execute("BEGIN IMMEDIATE")
-                self._commit_with_figures()
+                self._commit(removes=True)
             self._roll_back()
         self.checkpoint(truncate=True)
         self._connection.close()
@@ -236,60 +229,67 @@ class EventLog:
     def _transaction(self, batch: Sequence[Request], now_us: int) -> Batch:
         if not all(isinstance(request, Publish) for request in batch):
             self._connection.execute("BEGIN IMMEDIATE")
-        outcomes: list[Outcome] = []
-        for request in batch:
+        done, recorded, removed = Batch([]), False, False
+        for removes, requests in itertools.groupby(batch, lambda request: isinstance(request, prune.Removal)):
+            if removes:
+                removed |= self._remove(requests, now_us, done)
+            else:
+                recorded |= self._record(requests, now_us, done)
+        if recorded or removed:
+            self._commit(removes=removed)
+        elif self._connection.in_transaction:
+            self._connection.execute("ROLLBACK")  # only duplicates and refusals, or there was nothing to remove
+        self.heads.hold_bounds()
+        return done
+
+    def _commit(self, *, removes: bool) -> None:
+        self.tally.save(self._pending.position, removes=removes)
+        if self._pending != self._counters:
+            self._connection.execute(sql.SAVE_COUNTERS, msgspec.structs.astuple(self._pending))
+        self._connection.execute("COMMIT")
+        self.tally.committed(self._pending.position)
+        self._counters = copy(self._pending)
+
+    def _record(self, requests: Iterable[Request], now_us: int, done: Batch) -> bool:
+        """Write what these requests bring, so that a removal behind them finds it; False when it was nothing new."""
+        for request in requests:
             try:
-                outcomes.append(self._carry_out(request, now_us))
+                done.outcomes.append(self._carry_out(request, now_us))
             except Refusal as refusal:
-                outcomes.append(refusal)
+                done.outcomes.append(refusal)
+        done.shown += self._shown
+        self._shown = []
         if not self.heads.changed:
-            if self._connection.in_transaction:
-                self._connection.execute("ROLLBACK")  # only duplicates and refusals
-            self.heads.hold_bounds()
-            return Batch(outcomes, shown=self._take_shown())
+            return False
         rows = itertools.chain.from_iterable(committed.rows for committed in self._events)
         self._connection.executemany(sql.INSERT_EVENT, rows)
         self.heads.save()
-        self.tally.save(self._pending.position, removes=False)
-        self._connection.execute(sql.SAVE_COUNTERS, msgspec.structs.astuple(self._pending))
-        self._connection.execute("COMMIT")
-        self.tally.committed(self._pending.position)
-        held = [Held(*run.name, frozenset(run.lease.holders)) for run in self.heads.changed_leases()]
-        self.heads.committed()
-        self._counters = copy(self._pending)
-        done = Batch(outcomes, self._events, held, self._gaps, self._take_shown())
+        done.events += self._events
+        done.held += [Held(*run.name, frozenset(run.lease.holders)) for run in self.heads.changed_leases()]
+        self.heads.saved()
+        done.gaps |= self._gaps
         self._events, self._gaps = [], False
-        return done
+        return True
 
-    def _take_shown(self) -> list[live.Live]:
-        shown, self._shown = self._shown, []
-        return shown
-
-    def _removal(self, request: prune.Removal, now_us: int) -> Batch:
-        self._connection.execute("BEGIN IMMEDIATE")
-        changes = self._connection.total_changes()
-        try:
-            outcome = prune.carry_out(self, self._connection, request, now_us)
-        except Refusal as refusal:
-            self._connection.execute("ROLLBACK")
-            return Batch([refusal])
-        gave_back = isinstance(outcome, prune.Cleared) and outcome.pages > 0  # which is no change of a row
-        if self._connection.total_changes() == changes and not gave_back:
-            self._connection.execute("ROLLBACK")  # there was nothing to remove, and is nothing to sync
-            return Batch([outcome])
-        self._commit_with_figures()
-        done = Batch([outcome])
-        if isinstance(outcome, prune.Compacted):
-            done.gaps = outcome.events > 0
-        if isinstance(request, Delete) and isinstance(outcome, prune.Deleted) and outcome.deleted:
-            done.gaps = True
-            done.held = [Held(request.uid, request.namespace, request.run_id, frozenset())]
-        return done
-
-    def _commit_with_figures(self) -> None:
-        self.tally.save(self._counters.position, removes=True)
-        self._connection.execute("COMMIT")
-        self.tally.committed(self._counters.position)
+    def _remove(self, requests: Iterable[Request], now_us: int, done: Batch) -> bool:
+        """Carry out removals; False when there was nothing to remove, and is nothing to sync."""
+        changes, gave_back = self._connection.total_changes(), False
+        for request in requests:
+            assert isinstance(request, prune.Removal)
+            try:
+                outcome = prune.carry_out(self, self._connection, request, now_us)
+            except Refusal as refusal:
+                done.outcomes.append(refusal)
+                continue
+            done.outcomes.append(outcome)
+            if isinstance(outcome, prune.Cleared):
+                gave_back |= outcome.pages > 0  # which is no change of a row
+            elif isinstance(outcome, prune.Compacted):
+                done.gaps |= outcome.events > 0
+            elif isinstance(request, Delete) and isinstance(outcome, prune.Deleted) and outcome.deleted:
+                done.gaps = True
+                done.held.append(Held(request.uid, request.namespace, request.run_id, frozenset()))
+        return gave_back or self._connection.total_changes() != changes
 
     def _carry_out(self, request: Request, now_us: int) -> Outcome:
         if isinstance(request, Append):
@@ -307,7 +307,7 @@ class EventLog:
             return leases.fence(self, request, now_us)
         if isinstance(request, Import):
             return imports.take_in(self, request)
-        assert isinstance(request, Death)  # removals have transactions of their own
+        assert isinstance(request, Death)  # removals: see _remove
         return leases.bury(self, request, now_us)
 
     def _roll_back(self) -> None:

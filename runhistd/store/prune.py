@@ -1,19 +1,24 @@
 """Deleting runs: hide at once, clear away in small pieces, and keep what must be remembered.
 
-    Delete: tombstone in, row of `runs` out, one transaction       every reader goes through `runs`: it is gone
-    Compact: up to CHUNK_ROWS events of one kind of one closed run, and what is remembered of the gap
-    Clear:  up to CHUNK_ROWS of one part of one deleted run        again and again, between appends, also after a crash
-            then free pages go back to the file system, FREE_PAGES at a time
+    Delete: tombstone in, row of `runs` out                        every reader goes through `runs`: it is gone
+    Compact: up to PIECE_ROWS events of one kind of one closed run, and what is remembered of the gap
+    Clear:  up to PIECE_ROWS rows of up to PIECE_RUNS deleted runs  again and again, between appends, also after a crash
+            then the oldest tombstones are merged, MERGE_AT_ONCE at a time
+            then free pages go back to the file system, PIECE_PAGES at a time
 
-Each is a transaction of its own. Beyond MAX_TOMBSTONES the oldest are merged: the history then only knows that up to
-`low_water` something may be missing.
+Each is a small part of the transaction that carries it out, with which the appends of the same batch wait. What a removal
+costs is mostly not its rows: a transaction of its own syncs, and writes all pages again that the one before had written, and
+a statement for each part of a run is mostly spent on parts that it has not. Hence many in one. Beyond MAX_TOMBSTONES the
+oldest are merged: the history then only knows that up to `low_water` something may be missing.
 """
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 import apsw
+import msgspec
 from msgspec import Struct
 
 from ..model.artifacts import DropBlob, KeepBlob
@@ -26,13 +31,15 @@ from .heads import Name
 if TYPE_CHECKING:
     from .log import EventLog
 
-CHUNK_ROWS = 500  # a few milliseconds of a transaction
-CHUNK_PAGES = 256  # 1 MiB
+PIECE_ROWS = 200  # about a millisecond; so is each of the others
+PIECE_RUNS = 16  # whose rows are cleared away together
+PIECE_S = 0.001  # after which clearing stops before its rows are through, where the disk is slow
+PIECE_PAGES = 64
 MAX_TOMBSTONES = 10_000
-MERGE_AT_ONCE = 1000  # so that not every deletion merges one
+MERGE_AT_ONCE = 100  # so that not every deletion merges one
 
 Removal = Delete | Clear | Compact | Pin | KeepBlob | DropBlob
-"""The requests that are carried out in transactions of their own."""
+"""The requests that change the tables at once, and not what is in memory of runs."""
 
 
 class Deleted(Struct, frozen=True):
@@ -109,9 +116,9 @@ def _compact(log: EventLog, connection: apsw.Connection, request: Compact) -> Co
     if connection.execute(sql.PINNED, (run.number,)).get:
         return Compacted(False)
     after_seq = connection.execute(sql.COMPACTED_UP_TO, (run.number, request.kind)).get or 0
-    wanted = {"run": run.number, "kind": request.kind, "after_seq": after_seq, "limit": CHUNK_ROWS}
+    wanted = {"run": run.number, "kind": request.kind, "after_seq": after_seq, "limit": PIECE_ROWS}
     rows: list[Any] = sorted(connection.execute(sql.DROP_EVENTS, wanted).fetchall(), key=lambda row: int(row[0]))
-    more = len(rows) == CHUNK_ROWS
+    more = len(rows) == PIECE_ROWS
     nothing = (None, None, None)
     (first_seq, first_position, *_), (last_seq, last_position, *_) = (rows[0], rows[-1]) if rows else (nothing, nothing)
     gap = (first_seq, last_seq, first_position, last_position)
@@ -133,20 +140,23 @@ def _pin(log: EventLog, connection: apsw.Connection, request: Pin, now_us: int) 
 
 
 def _clear(log: EventLog, connection: apsw.Connection) -> Cleared:
-    row: Any = connection.execute(sql.UNCLEARED).fetchone()
-    if row is None:
-        return _shrink(connection)
-    run, uid = row
+    """Clear away rows of some deleted runs; when nothing is left of any, merge tombstones, then give pages back."""
+    deleted: Any = connection.execute(sql.UNCLEARED, (PIECE_RUNS,)).fetchall()
+    if not deleted:
+        return Cleared(True) if _merge_tombstones(connection) else _shrink(connection)
+    ends_s, left, cleared_bytes = time.perf_counter() + PIECE_S, PIECE_ROWS, 0
+    runs, uids = msgspec.json.encode([run for run, _ in deleted]).decode(), dict(deleted)
     for part in sql.CLEAR_PARTS:
-        rows: list[Any] = connection.execute(part, {"run": run, "limit": CHUNK_ROWS}).fetchall()
-        if rows:
-            size = sum(row[0] for row in rows)
-            if part == sql.CLEAR_EVENTS:
-                log.tally.add(uid, 0, -size)
-            return Cleared(True, size)
-    connection.execute(sql.SET_CLEARED, (run,))
-    _merge_tombstones(connection)
-    return Cleared(True)
+        rows: list[Any] = connection.execute(part, {"runs": runs, "limit": left}).fetchall()
+        cleared_bytes += sum(size for _, size in rows)
+        if part == sql.CLEAR_EVENTS:
+            for run, size in rows:
+                log.tally.add(uids[run], 0, -size)
+        left -= len(rows)
+        if left == 0 or (left < PIECE_ROWS and time.perf_counter() >= ends_s):
+            return Cleared(True, cleared_bytes)
+    connection.execute(sql.SET_CLEARED, {"runs": runs})
+    return Cleared(True, cleared_bytes)
 
 
 def _shrink(connection: apsw.Connection) -> Cleared:
@@ -154,15 +164,15 @@ def _shrink(connection: apsw.Connection) -> Cleared:
     ((before,),) = connection.execute(sql.FREE_PAGES)
     if before == 0:
         return Cleared(False)
-    connection.execute(f"PRAGMA incremental_vacuum({CHUNK_PAGES})").fetchall()
+    connection.execute(f"PRAGMA incremental_vacuum({PIECE_PAGES})").fetchall()
     ((after,),) = connection.execute(sql.FREE_PAGES)
     return Cleared(after > 0 and after < before, pages=before - after)
 
 
-def _merge_tombstones(connection: apsw.Connection) -> None:
-    row = connection.execute(sql.MERGED_UP_TO, (MAX_TOMBSTONES + MERGE_AT_ONCE,)).fetchone()
-    if row is None:
-        return
-    ((up_to,),) = connection.execute(sql.MERGED_UP_TO, (MAX_TOMBSTONES,))
-    connection.execute(sql.MERGE_TOMBSTONES, (up_to,))
-    connection.execute(sql.RAISE_LOW_WATER, (up_to,))
+def _merge_tombstones(connection: apsw.Connection) -> bool:
+    """Merge the oldest where there are too many; False when there are not."""
+    if connection.execute(sql.TOMBSTONES).get < MAX_TOMBSTONES + MERGE_AT_ONCE:
+        return False
+    merged: list[Any] = connection.execute(sql.MERGE_TOMBSTONES, (MERGE_AT_ONCE,)).fetchall()
+    connection.execute(sql.RAISE_LOW_WATER, (max(position for (position,) in merged),))
+    return True

@@ -269,7 +269,7 @@ class _Builder:
             team = (name[0], folded.head.team_run_id)
             self._heads.raise_team_epoch(*team, max(self._heads.team_epoch(*team), folded.head.team_epoch or 0))
         self._heads.save()
-        self._heads.committed()
+        self._heads.saved()
         executemany(sql.SAVE_WRITER, [(number, writer, n) for writer, n in folded.writers.items()])
         executemany(sql.INSERT_KEY, [(number, key, seq) for key, seq in folded.keys.items()])
         if number in self._found.pins:

@@ -145,34 +145,33 @@ INSERT_PIN: Final = "INSERT OR IGNORE INTO pins (run, pinned_us) VALUES (?, ?)"
 FIND_TOMBSTONE: Final = """
 SELECT lease_key, rule, deleted_us FROM tombstones WHERE uid = ? AND namespace = ? AND run_id = ? ORDER BY run DESC
 """
-UNCLEARED: Final = "SELECT run, uid FROM tombstones WHERE cleared = 0 ORDER BY run LIMIT 1"
-SET_CLEARED: Final = "UPDATE tombstones SET cleared = 1 WHERE run = ?"
+UNCLEARED: Final = "SELECT run, uid FROM tombstones WHERE cleared = 0 ORDER BY run LIMIT ?"
+_RUNS: Final = "run IN (SELECT value FROM json_each(:runs))"
+SET_CLEARED: Final = f"UPDATE tombstones SET cleared = 1 WHERE {_RUNS}"  # noqa: S608
 # What an event counts for: `bytes_of` in the model says why.
 _EVENT_BYTES: Final = f"""octet_length(data) + coalesce(octet_length(usage), 0) + coalesce(octet_length(key), 0)
   + {EVENT_BYTES}"""
-# The parts of a run, each with how its next rows are removed; what they return adds up to bytes.
-CLEAR_EVENTS: Final = f"""
-DELETE FROM events WHERE position IN (SELECT position FROM events WHERE run = :run ORDER BY seq LIMIT :limit)
-RETURNING {_EVENT_BYTES}
-"""  # noqa: S608
+
+
+def _clear(table: str, key: str, size: str) -> str:
+    """How the next rows of some runs are removed from a table; what comes back is whose they were, and their bytes."""
+    return f"""DELETE FROM {table} WHERE ({key}) IN (SELECT {key} FROM {table} WHERE {_RUNS} LIMIT :limit)
+    RETURNING run, {size}"""  # noqa: S608
+
+
+CLEAR_EVENTS: Final = _clear("events", "position", _EVENT_BYTES)
+# The parts of runs.
 CLEAR_PARTS: Final = (
     CLEAR_EVENTS,
-    """DELETE FROM documents WHERE run = :run AND name IN (SELECT name FROM documents WHERE run = :run LIMIT :limit)
-    RETURNING length(document)""",
-    """DELETE FROM steps WHERE run = :run AND (step_id, attempt) IN
-      (SELECT step_id, attempt FROM steps WHERE run = :run LIMIT :limit) RETURNING 100""",
-    """DELETE FROM usage WHERE run = :run AND (step_id, attempt, provider, model) IN
-      (SELECT step_id, attempt, provider, model FROM usage WHERE run = :run LIMIT :limit) RETURNING 100""",
-    """DELETE FROM usage_marks WHERE run = :run AND response_id IN
-      (SELECT response_id FROM usage_marks WHERE run = :run LIMIT :limit) RETURNING 100""",
-    """DELETE FROM writers WHERE run = :run AND writer IN
-      (SELECT writer FROM writers WHERE run = :run LIMIT :limit) RETURNING 30""",
-    """DELETE FROM keys WHERE run = :run AND key IN (SELECT key FROM keys WHERE run = :run LIMIT :limit)
-    RETURNING length(key) + 20""",
-    "DELETE FROM holders WHERE run = :run RETURNING 60",
-    "DELETE FROM compactions WHERE run = :run RETURNING 60",
-    """DELETE FROM blob_uses WHERE run = :run AND sha256 IN (SELECT sha256 FROM blob_uses WHERE run = :run LIMIT :limit)
-    RETURNING 60""",
+    _clear("documents", "run, name", "length(document)"),
+    _clear("steps", "run, step_id, attempt", "100"),
+    _clear("usage", "run, step_id, attempt, provider, model", "100"),
+    _clear("usage_marks", "run, response_id", "100"),
+    _clear("writers", "run, writer", "30"),
+    _clear("keys", "run, key", "length(key) + 20"),
+    _clear("holders", "run, pid, identity, boot_id", "60"),
+    _clear("compactions", "run, kind", "60"),
+    _clear("blob_uses", "run, sha256", "60"),
 )
 # What may be dropped: it has no effect on what the run amounts to, and no key that must go on telling a repeat.
 _DROPPABLE: Final = "run = :run AND kind = :kind AND key IS NULL AND usage IS NULL"
@@ -202,10 +201,11 @@ WHERE run = :run AND to_seq > :after_seq AND to_seq <= :until_seq
   AND (:kinds IS NULL OR kind = 'lost' OR kind IN (SELECT value FROM json_each(:kinds)))
 ORDER BY to_position
 """
-MERGED_UP_TO: Final = """
-SELECT last_position FROM tombstones WHERE cleared = 1 ORDER BY last_position DESC LIMIT 1 OFFSET ?
+TOMBSTONES: Final = "SELECT count(*) FROM tombstones"
+MERGE_TOMBSTONES: Final = """
+DELETE FROM tombstones WHERE run IN (SELECT run FROM tombstones WHERE cleared = 1 ORDER BY last_position LIMIT ?)
+RETURNING last_position
 """
-MERGE_TOMBSTONES: Final = "DELETE FROM tombstones WHERE cleared = 1 AND last_position <= ?"
 RAISE_LOW_WATER: Final = "UPDATE history SET low_water = max(low_water, ?)"
 FREE_PAGES: Final = "PRAGMA freelist_count"
 LOW_WATER: Final = "SELECT low_water FROM history"

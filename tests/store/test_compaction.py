@@ -95,7 +95,7 @@ def test_a_repeat_of_what_was_dropped_stores_nothing(history: History, connectio
 
 
 def test_large_runs_are_done_in_small_transactions(history: History, connection: apsw.Connection) -> None:
-    closed_us = chatty(history, outputs=2 * prune.CHUNK_ROWS + 1)
+    closed_us = chatty(history, outputs=2 * prune.PIECE_ROWS + 1)
     history.apply(Compact(UID, "default", "r", "output", closed_us))
     assert history.differences() == []
     history.reopen(clean=False)

@@ -10,12 +10,13 @@ import pytest
 
 from runhistd.model.errors import NoSuchRun, RunDeleted, RunLive, StaleEpoch
 from runhistd.model.events import STATUSES, Usage
-from runhistd.model.removal import Clear, Delete, Pin, check_deletable
+from runhistd.model.removal import Clear, Compact, Delete, Pin, check_deletable
 from runhistd.model.views import EventFilter, Gap, RunFilter
 from runhistd.store import prune, reader
 from runhistd.store.database import open_reader
 from runhistd.store.leases import Begun
-from runhistd.store.prune import Cleared, Deleted
+from runhistd.store.log import Appended, Failed, Request
+from runhistd.store.prune import Cleared, Compacted, Deleted
 from tests.store.histories import UID, History, append, begin, claim, event, keyed
 
 MANY = 10**9
@@ -83,7 +84,7 @@ def test_clearing_leaves_no_row_of_it_and_gives_the_space_back(history: History,
     closed_run(history, "s")
     kept = rows_left(connection)
     history.apply(Pin(UID, "default", "r", True), delete("r"))
-    assert clear_all(history) > 2000 / prune.CHUNK_ROWS
+    assert clear_all(history) > 2000 / prune.PIECE_ROWS
     history.log.checkpoint(truncate=True)
     assert connection.execute("SELECT DISTINCT run FROM events").fetchall() == [(2,)]
     assert "pins" not in rows_left(connection)
@@ -92,12 +93,34 @@ def test_clearing_leaves_no_row_of_it_and_gives_the_space_back(history: History,
     assert history.differences() == []
 
 
+def test_many_small_runs_are_cleared_away_together(history: History, connection: apsw.Connection) -> None:
+    for i in range(50):
+        closed_run(history, f"r{i}")
+    history.apply(*(delete(f"r{i}") for i in range(50)))
+    assert clear_all(history) <= 10
+    assert rows_left(connection) == {}
+    assert history.differences() == []
+
+
+def test_a_slow_disk_ends_a_clearing_earlier_but_never_before_something_is_gone(
+    history: History, connection: apsw.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prune, "PIECE_S", 0)
+    closed_run(history, "r")
+    history.apply(delete("r"))
+    while rows := rows_left(connection):
+        history.apply(Clear())
+        assert sum(count != rows_left(connection).get(part, 0) for part, count in rows.items()) == 1
+        assert history.differences() == []
+    clear_all(history)
+
+
 def test_each_clearing_is_small(history: History, connection: apsw.Connection) -> None:
     closed_run(history, "r", notes=2000)
     history.apply(delete("r"))
     before = rows_left(connection)["events"]
     history.apply(Clear())
-    assert before - rows_left(connection)["events"] == prune.CHUNK_ROWS
+    assert before - rows_left(connection)["events"] == prune.PIECE_ROWS
 
 
 def test_a_crash_between_two_clearings_loses_nothing_of_the_work(history: History, connection: apsw.Connection) -> None:
@@ -235,3 +258,109 @@ def test_a_decision_that_no_longer_holds_deletes_nothing(history: History) -> No
     assert history.apply(delete("r", closed_us=closed_us)) == [Deleted(False)]
     history.apply(Pin(UID, "default", "r", False))
     assert history.apply(delete("r", closed_us=closed_us)) == [Deleted(True)]
+
+
+class Commits:
+    """Counts the transactions of a log."""
+
+    def __init__(self, history: History) -> None:
+        self.count = 0
+        history.log._connection.set_commit_hook(self._note)
+
+    def _note(self) -> bool:
+        self.count += 1
+        return False
+
+
+def test_removals_share_a_transaction_with_the_appends_around_them(history: History, connection: apsw.Connection) -> None:
+    closed_us = {}
+    for run_id in ("r", "s", "t"):
+        closed_run(history, run_id)
+        closed_us[run_id] = history.now_us
+    history.begin("live")
+    commits = Commits(history)
+    outcomes = history.apply(
+        append("live", 4, 1, event()),
+        delete("r", closed_us=closed_us["r"]),
+        delete("live"),
+        delete("s", closed_us=closed_us["s"] - 1),
+        Clear(),
+        append("live", 4, 2, event()),
+        delete("t"),
+    )
+    assert commits.count == 1
+    assert [outcomes[i] for i in (1, 3, 6)] == [Deleted(True), Deleted(False), Deleted(True)]
+    assert isinstance(outcomes[2], RunLive)
+    assert [found.run_id for found in reader.list_runs(connection, UID, RunFilter(), None, 10).runs] == ["live", "s"]
+    assert history.differences() == []
+    clear_all(history)
+    assert history.differences() == []
+
+
+def test_a_name_goes_through_several_runs_in_one_batch(history: History, connection: apsw.Connection) -> None:
+    def life(epoch: int, last: str = "run.completed") -> list[Request]:
+        used = event("usage", key="k", usage=USAGE, step_id="s")
+        events = (event("step.started", step_id="s"), used, event(last))
+        return [begin("r", title=str(epoch)), append("r", epoch, 1, *events), keyed("r", None, event(key="k2"))]
+
+    commits = Commits(history)
+    done = history.log.apply([*life(1), delete("r"), *life(2), delete("r"), Clear(), *life(3, "note")], 5)
+    assert commits.count == 1
+    assert [one.event.position for one in done.events] == list(range(1, 15))
+    assert [bool(held.holders) for held in done.held] == [False] * 4 + [True], "no process holds what ended, or is gone"
+    assert done.deleted
+    assert after(connection, 0) == (["r"] * 4, [("r", 1, 5), ("r", 6, 10)])
+    assert reader.get_run(connection, UID, "default", "r").title == "3"
+    clear_all(history)
+    assert history.differences() == []
+    history.reopen(clean=False)
+    assert history.differences() == []
+
+
+def test_a_batch_without_anything_to_remove_or_to_store_makes_no_transaction(history: History) -> None:
+    closed_run(history, "r")
+    clear_all(history)
+    commits = Commits(history)
+    history.apply(delete("x"), append("r", 1, 1, event("step.started", step_id="s")), Clear())
+    assert commits.count == 0
+
+
+def test_a_removal_that_fails_takes_no_other_with_it(history: History, connection: apsw.Connection) -> None:
+    for run_id in ("r", "bad", "s"):
+        closed_run(history, run_id)
+    history.begin("live")
+    writer = apsw.Connection(str(history.database))
+    writer.execute("CREATE TRIGGER t BEFORE DELETE ON runs WHEN old.run_id = 'bad' BEGIN SELECT raise(ABORT, 'no'); END")
+    writer.close()
+    batch = [delete("r"), append("live", 4, 1, event()), delete("bad"), delete("s")]
+    done = history.apply(*batch)
+    assert done[0] == done[3] == Deleted(True)
+    assert isinstance(done[1], Appended) and isinstance(done[2], Failed)
+    assert [found.run_id for found in reader.list_runs(connection, UID, RunFilter(), None, 10).runs] == ["live", "bad"]
+    assert history.differences() == []
+
+
+def test_a_crash_between_any_two_pieces_leaves_the_figures_right(history: History) -> None:
+    for i in range(40):
+        closed_run(history, f"r{i}", notes=10)
+    epoch = history.begin("live")
+    history.apply(*(delete(f"r{i}") for i in range(40)))
+    n, more = 0, True
+    while more:
+        n += 1
+        _, cleared = history.apply(append("live", epoch, n, event()), Clear())
+        assert isinstance(cleared, Cleared)
+        stored, more = history.log.tally.of(UID), cleared.more
+        history.reopen(clean=False)
+        assert history.log.tally.of(UID) == stored
+        assert history.differences() == []
+    assert n > 4
+
+
+def test_compaction_and_deletion_of_one_batch_see_each_other(history: History) -> None:
+    closed_run(history, "r", notes=5)
+    closed_us = history.now_us
+    drop = Compact(UID, "default", "r", "note", closed_us)
+    assert history.apply(drop, delete("r"), drop) == [Compacted(False, 0), Deleted(True), Compacted(False)]
+    clear_all(history)
+    assert history.differences() == []
