@@ -126,7 +126,7 @@ async def test_of_what_is_dropped_together_only_the_unfinished_is_asked_for_agai
         writer.outcomes = {"b": Compacted(True, 200), "c": Compacted(False, 0)}
         decisions = [decision(name, "output") for name in "abc"]
         removed, _ = await collector(writer, decisions).collect(dry_run=False)
-    assert [[request.run_id for request in requests] for _, requests in writer.asked] == [["a", "b", "c"], ["b"]]  # type: ignore[union-attr]
+    assert [[request.run_id for request in requests] for _, requests in writer.asked] == [["a", "b", "c"], ["b"]]
     assert removed == decisions[:2]
 
 

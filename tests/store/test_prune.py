@@ -310,7 +310,7 @@ def test_a_name_goes_through_several_runs_in_one_batch(history: History, connect
     assert [bool(held.holders) for held in done.held] == [False] * 4 + [True], "no process holds what ended, or is gone"
     assert done.deleted
     assert after(connection, 0) == (["r"] * 4, [("r", 1, 5), ("r", 6, 10)])
-    assert reader.get_run(connection, UID, "default", "r").title == "3"
+    assert reader.get_run(connection, UID, "default", "r")[0].title == "3"
     clear_all(history)
     assert history.differences() == []
     history.reopen(clean=False)
@@ -332,7 +332,7 @@ def test_a_removal_that_fails_takes_no_other_with_it(history: History, connectio
     writer = apsw.Connection(str(history.database))
     writer.execute("CREATE TRIGGER t BEFORE DELETE ON runs WHEN old.run_id = 'bad' BEGIN SELECT raise(ABORT, 'no'); END")
     writer.close()
-    batch = [delete("r"), append("live", 4, 1, event()), delete("bad"), delete("s")]
+    batch: list[Request] = [delete("r"), append("live", 4, 1, event()), delete("bad"), delete("s")]
     done = history.apply(*batch)
     assert done[0] == done[3] == Deleted(True)
     assert isinstance(done[1], Appended) and isinstance(done[2], Failed)
