@@ -93,7 +93,10 @@ def test_clearing_leaves_no_row_of_it_and_gives_the_space_back(history: History,
     assert history.differences() == []
 
 
-def test_many_small_runs_are_cleared_away_together(history: History, connection: apsw.Connection) -> None:
+def test_many_small_runs_are_cleared_away_together(
+    history: History, connection: apsw.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prune, "PIECE_S", 60)
     for i in range(50):
         closed_run(history, f"r{i}")
     history.apply(*(delete(f"r{i}") for i in range(50)))
@@ -115,7 +118,8 @@ def test_a_slow_disk_ends_a_clearing_earlier_but_never_before_something_is_gone(
     clear_all(history)
 
 
-def test_each_clearing_is_small(history: History, connection: apsw.Connection) -> None:
+def test_each_clearing_is_small(history: History, connection: apsw.Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prune, "PIECE_S", 60)
     closed_run(history, "r", notes=2000)
     history.apply(delete("r"))
     before = rows_left(connection)["events"]
@@ -306,9 +310,9 @@ def test_a_name_goes_through_several_runs_in_one_batch(history: History, connect
     commits = Commits(history)
     done = history.log.apply([*life(1), delete("r"), *life(2), delete("r"), Clear(), *life(3, "note")], 5)
     assert commits.count == 1
-    assert [one.event.position for one in done.events] == list(range(1, 15))
+    assert [row[0] for committed in done.events for row in committed.rows] == list(range(1, 15))
     assert [bool(held.holders) for held in done.held] == [False] * 4 + [True], "no process holds what ended, or is gone"
-    assert done.deleted
+    assert done.gaps
     assert after(connection, 0) == (["r"] * 4, [("r", 1, 5), ("r", 6, 10)])
     assert reader.get_run(connection, UID, "default", "r")[0].title == "3"
     clear_all(history)
