@@ -23,7 +23,7 @@ from runhistd.model.views import Retained
 
 from . import control_calls, write_calls
 from .inbox import INBOX_BYTES
-from .queries import in_views, name_of
+from .queries import name_of
 from .server import Peer
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ async def collect_garbage(service: Service, peer: Peer, call: control_calls.Coll
         for one in decisions
         if one.run.uid == peer.uid
     ]
-    return in_views({"decisions": runs, "skipped": skipped})
+    return {"decisions": runs, "skipped": skipped}
 
 
 async def put_blob(service: Service, peer: Peer, call: control_calls.PutBlob) -> Any:

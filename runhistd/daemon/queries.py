@@ -7,9 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any
 
-import cattrs
 import msgspec
-from msgspec import Raw
 
 from runhistd.model.errors import InvalidParameter, PermissionDenied
 from runhistd.model.events import KINDS, MAX_COUNT, STATUSES
@@ -28,22 +26,18 @@ if TYPE_CHECKING:
 LIST_LIMIT = 50
 MAX_LIST_LIMIT = 1000
 
-_views = cattrs.Converter()
-_views.register_unstructure_hook(Raw, lambda raw: raw)
-in_views = _views.unstructure
-
 
 async def get_artifacts(service: Service, peer: Peer, call: control_calls.GetArtifacts) -> Any:
     page = whole_page(call.page)
     arguments = (call.name, int(page or 0), limit_of(call.limit, MAX_LIST_LIMIT))
     rows, next_after_seq = await service.read(blobs.artifacts, whose(peer, call.uid), *name_of(call), *arguments)
     next_page = None if next_after_seq is None else str(next_after_seq)
-    return in_views({"artifacts": rows, "next_page": next_page})
+    return {"artifacts": rows, "next_page": next_page}
 
 
 async def get_run(service: Service, peer: Peer, call: control_calls.GetRun) -> Any:
     run, detail = await service.read(reader.get_run, whose(peer, call.uid), *name_of(call))
-    return in_views({"run": run, "detail": detail})
+    return {"run": run, "detail": detail}
 
 
 async def list_runs(service: Service, peer: Peer, call: control_calls.ListRuns) -> Any:
@@ -73,20 +67,20 @@ async def list_runs(service: Service, peer: Peer, call: control_calls.ListRuns) 
                 raise InvalidParameter(member)  # they name within one user's runs
     everyone = None if call.all_users else uid
     page = await service.read(reader.list_runs, everyone, wanted, whole_page(call.page), limit_of(call.limit))
-    return in_views({"runs": page.runs, "next_page": page.next_page, "total": page.total})
+    return {"runs": page.runs, "next_page": page.next_page, "total": page.total}
 
 
 async def list_interrupted(service: Service, peer: Peer, call: control_calls.ListInterrupted) -> Any:
     wanted = RunFilter(namespace=call.namespace, agent_id=call.agent_id, workflow=call.workflow)
     arguments = (whose(peer, call.uid), wanted, whole_page(call.page), limit_of(call.limit))
     runs, next_page = await service.read(reader.list_interrupted, *arguments)
-    return in_views({"runs": runs, "next_page": next_page})
+    return {"runs": runs, "next_page": next_page}
 
 
 async def get_steps(service: Service, peer: Peer, call: control_calls.GetSteps) -> Any:
     arguments = (whose(peer, call.uid), *name_of(call), whole_page(call.page), limit_of(call.limit, MAX_LIST_LIMIT))
     steps, next_page = await service.read(reader.get_steps, *arguments)
-    return in_views({"steps": steps, "next_page": next_page})
+    return {"steps": steps, "next_page": next_page}
 
 
 async def get_usage(service: Service, peer: Peer, call: control_calls.GetUsage) -> Any:
@@ -94,7 +88,7 @@ async def get_usage(service: Service, peer: Peer, call: control_calls.GetUsage) 
         check_usage_page(call.page)
     arguments = (whose(peer, call.uid), *name_of(call), call.page, limit_of(call.limit, MAX_LIST_LIMIT))
     total, rows, next_page = await service.read(reader.get_usage, *arguments)
-    return in_views({"total": total, "rows": rows, "next_page": next_page})
+    return {"total": total, "rows": rows, "next_page": next_page}
 
 
 async def get_events(service: Service, peer: Peer, call: control_calls.GetEvents) -> Any:

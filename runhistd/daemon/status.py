@@ -7,8 +7,6 @@ import shutil
 import time
 from typing import TYPE_CHECKING, Any
 
-import cattrs
-
 import runhistd
 from runhistd.model.views import StatusCount, Trouble
 from runhistd.store import blobs, reader
@@ -42,38 +40,36 @@ async def get_status(service: Service, peer: Peer, call: control_calls.GetStatus
         blob_count, blob_bytes = await service.read(blobs.totals)
     wal = database.with_name(f"{database.name}-wal")
     sorted_us = sorted(service.committer.latencies_us) or [0]
-    return cattrs.unstructure(
-        {
-            "version": runhistd.__version__,
-            "pid": os.getpid(),
-            "state": state_of(service),
-            "started_us": service.started_us,
-            "instance_id": service.instance_id,
-            "position": service.tail.position,
-            "database": str(database),
-            "database_bytes": database.stat().st_size if database.exists() else 0,
-            "wal_bytes": wal.stat().st_size if wal.exists() else 0,
-            "troubles": [*troubles_of(service), *shortages_of(service, peer.uid)],
-            "free_bytes": shutil.disk_usage(database.parent).free,
-            "sockets": service.sockets,
-            "connections": len(service.connections),
-            "followers": sum(connection.stream_ended is not None for connection in service.connections),
-            "shares": shares_of(service, peer.uid),
-            "config": service.reload.status(),
-            "blobs": blob_count,
-            "blob_bytes": blob_bytes,
-            "retention": service.collector.status(),
-            "runs": counts,
-            "delayed": service.liveness.delayed(),
-            "spool": service.spools.status(),
-            "commit": {
-                "commits": service.committer.commits,
-                "p50_us": sorted_us[len(sorted_us) // 2],
-                "p99_us": sorted_us[len(sorted_us) * 99 // 100],
-                "max_us": sorted_us[-1],
-            },
-        }
-    )
+    return {
+        "version": runhistd.__version__,
+        "pid": os.getpid(),
+        "state": state_of(service),
+        "started_us": service.started_us,
+        "instance_id": service.instance_id,
+        "position": service.tail.position,
+        "database": str(database),
+        "database_bytes": database.stat().st_size if database.exists() else 0,
+        "wal_bytes": wal.stat().st_size if wal.exists() else 0,
+        "troubles": [*troubles_of(service), *shortages_of(service, peer.uid)],
+        "free_bytes": shutil.disk_usage(database.parent).free,
+        "sockets": service.sockets,
+        "connections": len(service.connections),
+        "followers": sum(connection.stream_ended is not None for connection in service.connections),
+        "shares": shares_of(service, peer.uid),
+        "config": service.reload.status(),
+        "blobs": blob_count,
+        "blob_bytes": blob_bytes,
+        "retention": service.collector.status(),
+        "runs": counts,
+        "delayed": service.liveness.delayed(),
+        "spool": service.spools.status(),
+        "commit": {
+            "commits": service.committer.commits,
+            "p50_us": sorted_us[len(sorted_us) // 2],
+            "p99_us": sorted_us[len(sorted_us) * 99 // 100],
+            "max_us": sorted_us[-1],
+        },
+    }
 
 
 def state_of(service: Service) -> str:

@@ -1,15 +1,17 @@
-"""What readers get: the replies' types of the interface, member for member (a test holds them against it)."""
+"""What readers get: the replies' types of the interface, member for member (a test holds them against it).
+
+They are encoded as they are, so a list of runs costs no second copy of each; and what readers may ask for.
+"""
 
 from __future__ import annotations
 
 from attrs import frozen
-from msgspec import Raw
+from msgspec import Raw, Struct
 
 from .run import Amounts
 
 
-@frozen
-class UsageTotals:
+class UsageTotals(Struct, frozen=True, gc=False):
     """What usage amounts to, in tokens and microcents."""
 
     input_tokens: int
@@ -25,8 +27,7 @@ class UsageTotals:
         return cls(*amounts)
 
 
-@frozen
-class Gate:
+class Gate(Struct, frozen=True, gc=False):
     """What somebody must answer before a paused run can go on."""
 
     gate_seq: int
@@ -35,8 +36,7 @@ class Gate:
     answered: bool
 
 
-@frozen
-class Run:
+class Run(Struct, frozen=True, gc=False):
     """What a run's events amount to. `uid` is the user who began it."""
 
     uid: int
@@ -66,8 +66,7 @@ class Run:
     usage: UsageTotals
 
 
-@frozen
-class RunDetail:
+class RunDetail(Struct, frozen=True, gc=False):
     """The parts of a run that may be large, as the JSON that was stored."""
 
     definition: Raw | None
@@ -82,8 +81,7 @@ class RunDetail:
     pinned: bool
 
 
-@frozen
-class Interrupted:
+class Interrupted(Struct, frozen=True, gc=False):
     """A run that waits for somebody to go on with it. `evidence` tells why it lost its owner."""
 
     run: Run
@@ -91,8 +89,7 @@ class Interrupted:
     evidence: Raw | None
 
 
-@frozen
-class Step:
+class Step(Struct, frozen=True, gc=False):
     """One attempt of a step."""
 
     step_id: str
@@ -106,8 +103,7 @@ class Step:
     ended_us: int | None
 
 
-@frozen
-class UsageRow:
+class UsageRow(Struct, frozen=True, gc=False):
     """What one step attempt used of one model."""
 
     step_id: str | None
@@ -117,8 +113,7 @@ class UsageRow:
     usage: UsageTotals
 
 
-@frozen
-class Gap:
+class Gap(Struct, frozen=True, gc=False):
     """Events between these positions, both included, are gone by that rule: of one run, or where none is named of any."""
 
     namespace: str | None
@@ -128,8 +123,7 @@ class Gap:
     rule: str
 
 
-@frozen
-class ArtifactRow:
+class ArtifactRow(Struct, frozen=True, gc=False):
     """Something a run made. `blob` is the SHA-256 of content that the daemon keeps."""
 
     seq: int
@@ -142,8 +136,7 @@ class ArtifactRow:
     blob: str | None
 
 
-@frozen
-class Retained:
+class Retained(Struct, frozen=True, gc=False):
     """A run that retention takes, about how many bytes it has, and the rule."""
 
     namespace: str
@@ -154,8 +147,7 @@ class Retained:
     rule: str
 
 
-@frozen
-class RetentionStatus:
+class RetentionStatus(Struct, frozen=True, gc=False):
     """The last pass and the next one; what was removed and given back since the daemon's start. `skipped` tells which rule
     was left out of the last pass, and why."""
 
@@ -166,32 +158,28 @@ class RetentionStatus:
     skipped: str | None
 
 
-@frozen
-class ConfigFault:
+class ConfigFault(Struct, frozen=True, gc=False):
     """Something in the settings file that cannot be used. `key` is dotted, and empty for the file as a whole."""
 
     key: str
     message: str
 
 
-@frozen
-class ConfigStatus:
+class ConfigStatus(Struct, frozen=True, gc=False):
     """Where the settings are, and why the newest change of them is not in force."""
 
     file: str
     faults: list[ConfigFault]
 
 
-@frozen
-class StatusCount:
+class StatusCount(Struct, frozen=True, gc=False):
     """How many runs have a status."""
 
     status: str
     runs: int
 
 
-@frozen
-class Delayed:
+class Delayed(Struct, frozen=True, gc=False):
     """A process that is dead, and whose runs cannot be declared orphaned yet. `pid` is None where it has none for us."""
 
     pid: int | None
@@ -200,8 +188,7 @@ class Delayed:
     why: str
 
 
-@frozen
-class SpoolStatus:
+class SpoolStatus(Struct, frozen=True, gc=False):
     """The spool: where, its files that wait and their bytes, requests taken from it since the daemon's start, and files that
     were put aside because something in them was refused."""
 
@@ -252,8 +239,7 @@ class EventFilter:
         return (self.types is None or type in self.types) and (self.kinds is None or kind in self.kinds)
 
 
-@frozen
-class Share:
+class Share(Struct, frozen=True, gc=False):
     """What a user takes of what the setting `what` allows each user; no limit is None."""
 
     what: str
@@ -261,8 +247,7 @@ class Share:
     limit: int | None
 
 
-@frozen
-class Trouble:
+class Trouble(Struct, frozen=True, gc=False):
     """Something that somebody must see to, and the command that shows more or mends it."""
 
     what: str

@@ -14,7 +14,7 @@ def page_of(rows: Sequence[Row], limit: int) -> tuple[Sequence[Row], bool]:
     """The rows up to the limit and PAGE_CHARS of text, at least one if there is one, and whether more follow."""
     room = PAGE_CHARS
     for i, row in enumerate(rows):
-        room -= sum(len(column) for column in row if isinstance(column, str))
+        room -= sum([len(column) for column in row if column.__class__ is str])  # a list is faster than a generator
         if i == limit or (i and room < 0):
             return rows[:i], True
     return rows, False

@@ -18,7 +18,6 @@ from ..model.errors import NoSuchRun
 from ..model.events import StoredEvent
 from ..model.ids import shortest_ending
 from ..model.retention import CLOSED, Candidate, Decision, Policy, decide, decide_events
-from ..model.run import Head
 from ..model.views import (
     EventFilter,
     Gap,
@@ -34,8 +33,8 @@ from ..model.views import (
 )
 from . import sql
 from .database import open_reader
-from .heads import CachedRun, Name, run_from_row
-from .paging import page_of
+from .heads import Name
+from .paging import Row, page_of
 from .rows import stored_event
 
 NEWEST = 2**63 - 1
@@ -87,37 +86,35 @@ def snapshot(connection: apsw.Connection) -> Iterator[None]:
 def get_run(connection: apsw.Connection, uid: int, namespace: str, run_id: str) -> tuple[Run, RunDetail]:
     """One run with its large parts. Raises NoSuchRun."""
     with snapshot(connection):
-        row = connection.execute(sql.FIND_RUN, (uid, namespace, run_id)).fetchone()
+        row = connection.execute(sql.VIEW_RUN, (uid, namespace, run_id)).fetchone()
         if row is None:
             raise NoSuchRun(namespace, run_id)
-        run = run_from_row(row)
-        found = {name: Raw(text.encode()) for name, text in connection.execute(sql.DOCUMENTS, (run.number,))}
-        ((data,),) = connection.execute(sql.DATA_OF_SEQ, (run.number, 1))
+        number, evidence, checkpoint_seq, *_ = row
+        found = {name: Raw(text.encode()) for name, text in connection.execute(sql.DOCUMENTS, (number,))}
+        ((data, pinned),) = connection.execute(sql.SPEC_AND_PIN, (number,))
         spec = _decode_spec(data)
-        ((pinned,),) = connection.execute(sql.PINNED, (run.number,))
         detail = RunDetail(
             found.get("definition"),
             found.get("metadata"),
             found.get("state"),
             found.get("output"),
-            run.head.checkpoint_seq,
-            _evidence(connection, run.number),
+            checkpoint_seq,
+            _raw(evidence),
             spec.root,
             spec.dir,
             spec.traceparent,
             bool(pinned),
         )
-        (view,) = _views(connection, [run])
+        (view,) = _views(connection, [row])
         return view, detail
 
 
 def list_runs(connection: apsw.Connection, uid: int | None, filter: RunFilter, page: str | None, limit: int) -> RunPage:
     """The newest runs that match, newest first, of all users without `uid`. `page` is the `next_page` of the one before."""
     with snapshot(connection):
-        runs, next_page = _list(connection, uid, filter, page, limit)
-        everyone = uid is None
-        ((total,),) = connection.execute(sql.COUNT_ALL_RUNS) if everyone else connection.execute(sql.COUNT_RUNS, (uid,))
-        return RunPage(_views(connection, runs), next_page, total)
+        rows, next_page = _list(connection, uid, filter, page, limit)
+        ((total,),) = connection.execute(sql.COUNT_RUNS, {"uid": uid})
+        return RunPage(_views(connection, rows), next_page, total)
 
 
 def list_interrupted(
@@ -125,21 +122,18 @@ def list_interrupted(
 ) -> tuple[list[Interrupted], str | None]:
     """Paused and incomplete runs that match, newest first. A paused one can go on once its gate is answered."""
     with snapshot(connection):
-        runs, next_page = _list(connection, uid, evolve(filter, status=("paused", "incomplete")), page, limit)
+        rows, next_page = _list(connection, uid, evolve(filter, status=("paused", "incomplete")), page, limit)
         found = [
-            Interrupted(
-                view,
-                run.head.status == "incomplete" or run.head.gate_answer_seq is not None,
-                _evidence(connection, run.number),
-            )
-            for run, view in zip(runs, _views(connection, runs), strict=True)
+            Interrupted(run, run.status == "incomplete" or (run.gate is not None and run.gate.answered), _raw(evidence))
+            for (_, evidence, *_), run in zip(rows, _views(connection, rows), strict=True)
         ]
     return found, next_page
 
 
 def _list(
     connection: apsw.Connection, uid: int | None, filter: RunFilter, page: str | None, limit: int
-) -> tuple[list[CachedRun], str | None]:
+) -> tuple[Sequence[Row], str | None]:
+    """The rows of a page, and the token of the next one."""
     wanted: dict[str, str | int | None] = {
         "uid": uid,
         "before": NEWEST if page is None else int(page),
@@ -153,13 +147,11 @@ def _list(
         "limit": limit + 1,
     }
     rows, more = page_of(_listed_rows(connection, filter, wanted), limit)
-    runs = [run_from_row(row) for row in rows]
-    return runs, str(runs[-1].number) if more and filter.name is None else None
+    return rows, str(rows[-1][0]) if more and filter.name is None else None
 
 
-def _evidence(connection: apsw.Connection, run: int) -> Raw | None:
-    ((evidence,),) = connection.execute(sql.EVIDENCE, (run,))
-    return None if evidence is None else Raw(evidence.encode())
+def _raw(text: str | None) -> Raw | None:
+    return None if text is None else Raw(text.encode())
 
 
 def get_steps(
@@ -308,45 +300,22 @@ def _listed_rows(
     return rows
 
 
-def _views(connection: apsw.Connection, runs: Sequence[CachedRun]) -> list[Run]:
-    numbers = _encode([run.number for run in runs]).decode()
+def _views(connection: apsw.Connection, rows: Sequence[Row]) -> list[Run]:
+    """The runs of these rows, their short names told from those of all runs of their users."""
+    numbers = _encode([row[0] for row in rows]).decode()
     neighbours = {run: endings for run, *endings in connection.execute(sql.NEIGHBOURS, (numbers,))}
-    return [_view(run, [ending[::-1] for ending in neighbours[run.number] if ending is not None]) for run in runs]
+    return [_view(row, [ending[::-1] for ending in neighbours[row[0]] if ending is not None]) for row in rows]
 
 
-def _view(run: CachedRun, neighbours: list[str]) -> Run:
-    head: Head = run.head
-    uid, namespace, run_id = run.name
+def _view(row: Row, neighbours: list[str]) -> Run:
+    """By place, not by name: a list may ask for a thousand."""
+    _, _, _, gate_seq, gate_name, gate_prompt, gate_answer_seq, uid, namespace, run_id, status, *rest = row
     gate = None
-    if head.status == "paused" and head.gate_seq is not None:
-        gate = Gate(head.gate_seq, head.gate_name, head.gate_prompt, head.gate_answer_seq is not None)
-    return Run(
-        uid=uid,
-        namespace=namespace,
-        run_id=run_id,
-        short_id=shortest_ending(run_id, neighbours),
-        status=head.status,
-        workflow=head.workflow,
-        agent_id=head.agent_id,
-        team_id=head.team_id,
-        team_run_id=head.team_run_id,
-        team_epoch=head.team_epoch,
-        parent_run_id=head.parent_run_id,
-        title=head.title,
-        current_step=head.current_step,
-        error=head.error,
-        gate=gate,
-        epoch=head.epoch,
-        lease=run.lease.state,
-        owner_pid=run.lease.owner_pid,
-        last_seq=head.last_seq,
-        started_us=head.started_us,
-        ended_us=head.ended_us,
-        created_us=head.created_us,
-        updated_us=head.updated_us,
-        closed_us=head.closed_us,
-        usage=UsageTotals.of(head.totals),
-    )
+    if status == "paused" and gate_seq is not None:
+        gate = Gate(gate_seq, gate_name, gate_prompt, gate_answer_seq is not None)
+    short_id = shortest_ending(run_id, neighbours)
+    members = (uid, namespace, run_id, short_id, status, *rest[:9], gate, *rest[9:18], UsageTotals(*rest[18:]))
+    return Run(*members)
 
 
 def _fetch(connection: apsw.Connection, statement: str, bindings: apsw.Bindings) -> list[tuple[Any, ...]]:

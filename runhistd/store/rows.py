@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 from uuid import UUID
 
@@ -17,6 +18,7 @@ from ..model.events import Accepted, StoredEvent, Usage
 Row = tuple[Any, ...]
 """The columns of INSERT_EVENT."""
 POSITION, RUN, SEQ, TYPE, KIND, DATA = 0, 1, 2, 4, 5, 14
+WRITERS = 1000  # whose ids are kept as they are read: making a UUID takes as long as all else of an event
 
 _decode_usage = msgspec.json.Decoder(Usage).decode
 _encode = msgspec.json.Encoder().encode
@@ -63,7 +65,7 @@ def stored_event(namespace: str, run_id: str, row: Row) -> StoredEvent:
         received_us,
         Raw(data),
         key,
-        None if writer is None else UUID(bytes=writer),
+        None if writer is None else _writer(writer),
         n,
         step_id,
         attempt,
@@ -71,6 +73,11 @@ def stored_event(namespace: str, run_id: str, row: Row) -> StoredEvent:
         time_us,
         blob_of(*blob),
     )
+
+
+@functools.lru_cache(WRITERS)
+def _writer(key: bytes) -> UUID:
+    return UUID(bytes=key)
 
 
 def usage_of(usage: str | None) -> Usage | None:

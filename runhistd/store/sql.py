@@ -308,16 +308,23 @@ SELECT {_ARTIFACT_COLUMNS} FROM events WHERE run = :run AND kind = 'artifact'
 # --- reading ---
 
 RUN_NUMBER: Final = "SELECT run FROM runs WHERE uid = ? AND namespace = ? AND run_id = ?"
-# Where all runs are one user's, as nearly everywhere, their number is read off the pages without a look at each.
-COUNT_RUNS: Final = """
-SELECT CASE WHEN EXISTS (SELECT 1 FROM runs WHERE uid < ?1) OR EXISTS (SELECT 1 FROM runs WHERE uid > ?1)
-  THEN (SELECT count(*) FROM runs WHERE uid = ?1) ELSE (SELECT count(*) FROM runs) END
-"""
-COUNT_ALL_RUNS: Final = "SELECT count(*) FROM runs"
+# By the figures of users and what began behind them, since counting looks at every run.
+COUNT_RUNS: Final = f"""
+SELECT (SELECT coalesce(sum(runs), 0) FROM users WHERE :uid IS NULL OR uid = :uid) + (
+  SELECT count(*) FROM events CROSS JOIN runs USING (run)
+  WHERE events.position > ({USERS_POSITION}) AND seq = 1 AND (:uid IS NULL OR uid = :uid))
+"""  # noqa: S608
 COUNT_STATUSES: Final = "SELECT status, count(*) FROM runs WHERE uid = ? GROUP BY status"
-EVIDENCE: Final = "SELECT evidence FROM runs WHERE run = ?"
+SPEC_AND_PIN: Final = "SELECT data, run IN (SELECT run FROM pins) FROM events WHERE run = ? AND seq = 1"
 DOCUMENTS: Final = "SELECT name, document FROM documents WHERE run = ?"
 
+# What no list shows as it is, and then the members of views.Run in their order.
+_VIEW_COLUMNS: Final = f"""
+  run, evidence, checkpoint_seq, gate_seq, gate_name, gate_prompt, gate_answer_seq,
+  uid, namespace, run_id, status, workflow, agent_id, team_id, team_run_id, team_epoch, parent_run_id, title, current_step,
+  error, epoch, lease, owner_pid, last_seq, started_us, ended_us, created_us, updated_us, closed_us, {_AMOUNTS}
+"""
+VIEW_RUN: Final = f"SELECT {_VIEW_COLUMNS} FROM runs WHERE uid = ? AND namespace = ? AND run_id = ?"  # noqa: S608
 _WANTED: Final = """
   (:namespace IS NULL OR namespace = :namespace) AND (:agent_id IS NULL OR agent_id = :agent_id)
   AND (:workflow IS NULL OR workflow = :workflow)
@@ -327,32 +334,32 @@ _WANTED: Final = """
 """
 # By run, which is the newest first; by an index of uid every run would be found, and then sorted.
 LIST_RUNS: Final = f"""
-SELECT {_HEAD_COLUMNS} FROM runs NOT INDEXED WHERE uid = :uid AND run < :before AND {_WANTED} ORDER BY run DESC LIMIT :limit
+SELECT {_VIEW_COLUMNS} FROM runs NOT INDEXED WHERE uid = :uid AND run < :before AND {_WANTED} ORDER BY run DESC LIMIT :limit
 """  # noqa: S608
 LIST_ALL_RUNS: Final = f"""
-SELECT {_HEAD_COLUMNS} FROM runs NOT INDEXED
+SELECT {_VIEW_COLUMNS} FROM runs NOT INDEXED
 WHERE run < :before AND (:statuses IS NULL OR status IN (SELECT value FROM json_each(:statuses))) AND {_WANTED}
 ORDER BY run DESC LIMIT :limit
 """  # noqa: S608
 LIST_RUNS_OF_TEAM: Final = f"""
-SELECT {_HEAD_COLUMNS} FROM runs INDEXED BY runs_by_team
+SELECT {_VIEW_COLUMNS} FROM runs INDEXED BY runs_by_team
 WHERE uid = :uid AND team_run_id = :team_run_id AND run < :before
   AND (:statuses IS NULL OR status IN (SELECT value FROM json_each(:statuses))) AND {_WANTED}
 ORDER BY run DESC LIMIT :limit
 """  # noqa: S608
 LIST_RUNS_OF_PARENT: Final = f"""
-SELECT {_HEAD_COLUMNS} FROM runs INDEXED BY runs_by_parent
+SELECT {_VIEW_COLUMNS} FROM runs INDEXED BY runs_by_parent
 WHERE uid = :uid AND parent_run_id = :parent_run_id AND run < :before
   AND (:statuses IS NULL OR status IN (SELECT value FROM json_each(:statuses))) AND {_WANTED}
 ORDER BY run DESC LIMIT :limit
 """  # noqa: S608
 LIST_RUNS_OF_STATUS: Final = f"""
-SELECT {_HEAD_COLUMNS} FROM runs INDEXED BY runs_by_status
+SELECT {_VIEW_COLUMNS} FROM runs INDEXED BY runs_by_status
 WHERE uid = :uid AND status = :status AND run < :before AND {_WANTED} ORDER BY run DESC LIMIT :limit
 """  # noqa: S608
 # A whole name comes first, so that the limit never hides it behind names that only begin or end like it.
 LIST_RUNS_NAMED: Final = f"""
-SELECT {_HEAD_COLUMNS} FROM runs WHERE run IN (
+SELECT {_VIEW_COLUMNS} FROM runs WHERE run IN (
     SELECT run FROM runs WHERE uid = :uid AND run_id >= :name AND run_id < :name || char(0x10ffff)
     UNION SELECT run FROM runs WHERE uid = :uid AND ending >= :ending AND ending < :ending || char(0x10ffff))
   AND (:statuses IS NULL OR status IN (SELECT value FROM json_each(:statuses))) AND {_WANTED}
@@ -374,9 +381,10 @@ ORDER BY step_id, attempt, provider, model LIMIT ?
 """  # noqa: S608
 USAGE_TOTALS: Final = f"SELECT {_AMOUNTS} FROM runs WHERE run = ?"  # noqa: S608
 
+# The data as bytes: text would be decoded only to be encoded again.
 _EVENT_COLUMNS: Final = """
   namespace, run_id, position, run, seq, events.epoch, type, kind, key, writer, n, step_id, attempt, usage, time_us,
-  received_us, data, data_blob, data_size
+  received_us, CAST(data AS BLOB), data_blob, data_size
 """
 _EVENT_WANTED: Final = """
   (:types IS NULL OR type IN (SELECT value FROM json_each(:types)))
@@ -414,6 +422,7 @@ WHERE events.run = :run AND {_EVENT_WANTED} ORDER BY seq DESC LIMIT 1 OFFSET :sk
 # --- verifying ---
 
 RUN_NUMBERS: Final = "SELECT run FROM runs WHERE run > ? ORDER BY run LIMIT 1000"
+COUNT_ALL_RUNS: Final = "SELECT count(*) FROM runs"
 VERIFY_RUN: Final = f"SELECT {_HEAD_COLUMNS} FROM runs WHERE run = ?"  # noqa: S608
 VERIFY_EVENTS: Final = """
 SELECT position, seq, epoch, type, kind, key, writer, n, step_id, attempt, usage, time_us, received_us, data, data_blob,

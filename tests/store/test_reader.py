@@ -9,9 +9,13 @@ import pytest
 
 from runhistd.model.errors import NoSuchRun
 from runhistd.model.events import Usage
+from runhistd.model.removal import Delete
 from runhistd.model.views import EventFilter, RunFilter, StatusCount
 from runhistd.store import reader
-from tests.store.histories import UID, History, event
+from runhistd.store.tally import SAVE_EVENTS
+from tests.store.histories import UID, History, append, begin, event
+
+OTHER = UID + 1
 
 
 @pytest.fixture
@@ -38,6 +42,22 @@ def test_runs_are_listed_newest_first_in_pages_without_a_gap(history: History, c
     second = reader.list_runs(connection, UID, RunFilter(), first.next_page, 2)
     third = reader.list_runs(connection, UID, RunFilter(), second.next_page, 2)
     assert (ids(second), ids(third), third.next_page) == (["r2", "r1"], ["r0"], None)
+
+
+def test_the_total_is_right_whichever_figures_of_users_are_written(history: History, connection: apsw.Connection) -> None:
+    def totals() -> list[int]:
+        return [reader.list_runs(connection, uid, RunFilter(), None, 1).total for uid in (UID, OTHER, None)]
+
+    assert totals() == [0, 0, 0]
+    epoch = history.begin("a")
+    history.apply(begin("b", uid=OTHER))
+    assert totals() == [1, 1, 2]
+    history.apply(append("a", epoch, 1, *[event()] * SAVE_EVENTS, event("run.completed")))
+    assert totals() == [1, 1, 2]
+    history.begin("c")
+    assert totals() == [2, 1, 3]
+    history.apply(Delete(UID, "default", "a"))
+    assert totals() == [1, 1, 2]
 
 
 @pytest.mark.long
@@ -103,9 +123,9 @@ def test_several_statuses_are_merged_newest_first_also_over_pages(history: Histo
 
 def test_nobody_sees_the_runs_of_another_user(history: History, connection: apsw.Connection) -> None:
     history.begin("mine")
-    history.begin("other", uid=UID + 1)
+    history.begin("other", uid=OTHER)
     assert listed(connection) == ["mine"]
-    assert [reader.list_runs(connection, uid, RunFilter(), None, 1).total for uid in (UID, UID + 1)] == [1, 1]
+    assert [reader.list_runs(connection, uid, RunFilter(), None, 1).total for uid in (UID, OTHER)] == [1, 1]
     assert listed(connection, name="other") == []
     with pytest.raises(NoSuchRun):
         reader.get_run(connection, UID, "default", "other")
