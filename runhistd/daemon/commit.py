@@ -14,6 +14,9 @@ medians of three; syncs as fast as its disk's, then 2 ms slower):
 The worst latency was 20 ms in all three with 8 writers, checkpoints included; a lone writer's 9 ms on the loop's thread
 and 4 to 5 ms off it (11 ms in all three with the slower syncs): a price that simplicity is worth.
 
+Whoever brings many requests at a time has them committed at once by `commit_after`; what else is queued is committed by
+the committer's own task.
+
 After a commit that served n requests and took long, the next one waits until n are there again or half that time has
 passed: where a sync takes milliseconds that brings all writers into every commit. A lone writer never waits. What is
 only shown takes its place in the queue, but nothing waits for it, and it makes no transaction and no figures.
@@ -67,18 +70,22 @@ SLOW_COMMIT_S = 0.0005  # below this, waiting for more writers costs more than i
 Outcome = Appended | Begun | Claimed | Released | Buried | Imported | Shown | Removed | Refusal
 
 
+class Sender(Protocol):
+    """What a slot's outcome is sent over."""
+
+    def flush(self) -> None:
+        """Send what is settled. Must not block."""
+
+
 class Slot(Protocol):
     """Where the outcome of a request goes."""
 
     @property
-    def connection(self) -> object | None:
+    def connection(self) -> Sender | None:
         """Whose requests stay in order with this one; None for the daemon's own, which overtake nothing of their user's."""
 
     def settle(self, outcome: Outcome) -> None:
         """Take the outcome. Must not block."""
-
-    def flush(self) -> None:
-        """Send what is settled. Must not block."""
 
 
 @frozen
@@ -135,9 +142,12 @@ class Committer:
         self._queued_bytes = 0
         self._queued_bytes_of: defaultdict[int | None, int] = defaultdict(int)
         self._queued_writes = 0
-        self._wanted_writes = 0
-        self._arrived = trio.Event()
-        self._room = trio.Event()
+        self._left_s: float | None = None  # since when what is queued waits for more
+        self._arrived = trio.lowlevel.ParkingLot()
+        self._is_filled = False  # by somebody who commits it
+        self._is_gathering = False
+        self._is_idle = False
+        self._room = trio.lowlevel.ParkingLot()
         self._last_now_us = 0
         self._last_commit_s = 0.0
         self._last_served = 0
@@ -159,8 +169,20 @@ class Committer:
         self._queued_bytes += size
         self._queued_bytes_of[uid] += size
         self._queued_writes += _is_write(request)
-        if self._queued_writes >= self._wanted_writes:
-            self._arrived.set()
+        if not self._is_filled:
+            self._wake()
+
+    def commit_after(self, fill: Callable[[], None]) -> None:
+        """Call `fill` and commit what it has queued, unless waiting for more writers pays. Raises what `run` raises."""
+        self._is_filled = True
+        try:
+            fill()
+        finally:
+            self._is_filled = False
+        if not self._waiting_pays:
+            self.commit_queued()
+        if self._queue or self._is_idle:
+            self._wake()
 
     @property
     def tally(self) -> Tally | None:
@@ -174,37 +196,74 @@ class Committer:
     def configure(self, bounds: Bounds) -> None:
         """Other bounds from now on."""
         self._bounds = bounds
-        self._room.set()
-        self._room = trio.Event()
+        self._room.unpark_all()
+
+    def has_room(self, uid: int | None = None) -> bool:
+        """Whether the queue is below its bound, and the user below its own."""
+        return self._queued_bytes < self._bounds.queue_bytes and (
+            uid is None or self._queued_bytes_of.get(uid, 0) < self._bounds.queue_bytes_per_user
+        )
 
     async def wait_room(self, uid: int | None = None) -> None:
-        """Return when the queue is below its bound, and the user below its own: whoever reads requests waits here first."""
-        while self._queued_bytes >= self._bounds.queue_bytes or (
-            uid is not None and self._queued_bytes_of.get(uid, 0) >= self._bounds.queue_bytes_per_user
-        ):
-            await self._room.wait()
+        """Return when there is room: whoever reads requests waits here first."""
+        while not self.has_room(uid):
+            await self._room.park()
 
     async def run(self) -> None:
         """Commit until cancelled. Raises StorageFault or InstanceLost, after which nobody may be answered."""
         while True:
-            await self._wait(0, min(IDLE_S, self._beat_s))
-            if not self._queue:
+            commits = self.commits
+            with trio.move_on_after(min(IDLE_S, self._beat_s)):
+                while not self._queue:
+                    await self._arrived.park()
+            if self._queue:
+                await self._gather()
+                self.commit_queued()
+                if self._queue:  # otherwise we wait, and the others run
+                    await trio.lowlevel.checkpoint()
+            elif self.commits == commits:
                 self._checkpoint(truncate=True)
                 await self._idle()
-            if self._queued_writes and self._last_served > 1 and self._last_commit_s >= SLOW_COMMIT_S:
-                await self._wait(self._last_served, self._last_commit_s / 2)
-            self.commit_queued()
-            if self._queue:  # otherwise we wait, and the others run
-                await trio.lowlevel.checkpoint()
+
+    @property
+    def _waiting_pays(self) -> bool:
+        """Whether the last commit was slow and served more writers than are there again."""
+        return self._last_commit_s >= SLOW_COMMIT_S and 0 < self._queued_writes < self._last_served
+
+    def _wake(self) -> None:
+        """Have the committer's task look at the queue."""
+        if self._left_s is None and self._queue:
+            self._left_s = trio.current_time()
+        if not (self._is_gathering and self._waiting_pays):
+            self._arrived.unpark_all()
+
+    async def _gather(self) -> None:
+        """Return when waiting for more writers does not pay any more, or half of the last commit's time has passed."""
+        self._is_gathering = True
+        try:
+            while self._left_s is not None and self._waiting_pays:
+                ends_s = self._left_s + self._last_commit_s / 2
+                if trio.current_time() >= ends_s:
+                    return
+                with trio.move_on_at(ends_s):
+                    await self._arrived.park()
+        finally:
+            self._is_gathering = False
 
     async def _idle(self) -> None:
-        """Return when a request waits; until then look now and then whether the history still answers."""
-        while not self._queue:
-            if trio.current_time() >= self._next_beat_s:
-                if self._log is not None:
-                    self._log.look()
-                self._beat()
-            await self._wait(0, max(0.0, self._next_beat_s - trio.current_time()))
+        """Return when something comes; until then look now and then whether the history still answers."""
+        commits = self.commits
+        self._is_idle = True
+        try:
+            while not self._queue and self.commits == commits:
+                if trio.current_time() >= self._next_beat_s:
+                    if self._log is not None:
+                        self._log.look()
+                    self._beat()
+                with trio.move_on_at(self._next_beat_s):
+                    await self._arrived.park()
+        finally:
+            self._is_idle = False
 
     def _beat(self) -> None:
         self._next_beat_s = trio.current_time() + self._beat_s
@@ -221,6 +280,7 @@ class Committer:
 
     def _take(self) -> list[Waiting]:
         """The requests of the next batch, at one moment that never lies before the last one's."""
+        self._left_s = None
         self._last_now_us = max(now_us(), self._last_now_us)
         taken = self._queue.take(MAX_BATCH, MAX_BATCH_BYTES)
         self._queued_writes -= sum(_is_write(request) for request, _, _ in taken)
@@ -234,13 +294,15 @@ class Committer:
             self._last_served = writes
             self.commits += 1
             self.latencies_us.append(int(self._last_commit_s * 1_000_000))
+        senders: dict[Sender, None] = {}
         for (request, slot, size), outcome in zip(taken, batch.outcomes, strict=True):
             self._forget_bytes(_user_of(request), size)
             slot.settle(_isolate(outcome) if isinstance(outcome, Failed) else outcome)
-        for slot in {id(slot): slot for _, slot, _ in taken}.values():
-            slot.flush()
-        self._room.set()
-        self._room = trio.Event()
+            if slot.connection is not None:
+                senders[slot.connection] = None
+        for sender in senders:
+            sender.flush()
+        self._room.unpark_all()
         self._on_commit(batch)
         if trio.current_time() >= self._next_beat_s:
             self._beat()
@@ -252,16 +314,6 @@ class Committer:
         self._queued_bytes_of[uid] -= size
         if not self._queued_bytes_of[uid]:
             del self._queued_bytes_of[uid]
-
-    async def _wait(self, writes: int, at_most_s: float) -> None:
-        """Return when something waits, and so many writes, or the time has passed."""
-        self._wanted_writes = writes
-        if self._queue and self._queued_writes >= writes:
-            return
-        with trio.move_on_after(at_most_s):
-            while not self._queue or self._queued_writes < writes:
-                self._arrived = trio.Event()
-                await self._arrived.wait()
 
     def _checkpoint(self, *, truncate: bool) -> None:
         if self._log is not None and self._log.wal_bytes:

@@ -63,6 +63,7 @@ async def answer_damaged(
             service.sockets = [str(endpoint.path) for endpoint in endpoints]
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(service.committer.run)  # it has nothing to commit, but tells the service manager
+                nursery.start_soon(service.intake.run)
                 nursery.start_soon(accept_all, service, endpoints, nursery, trio.CancelScope())
                 answers.ready(status_of(service))
                 while not stop.is_set() and not instance.replaced:

@@ -17,7 +17,7 @@ have to do with it, because every run is one user's.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from typing import Generic, TypeVar
 
 TURN_COST = 64 * 1024
@@ -30,7 +30,7 @@ class Fair(Generic[T]):
     """The queue. `user` and `connection` may be anything that can be a key; None is the daemon itself."""
 
     def __init__(self) -> None:
-        self._arrived: deque[tuple[Hashable, Hashable, T, int]] = deque()
+        self._arrived: deque[tuple[object, object, T, int]] = deque()
         self._arrived_bytes = 0
         self._sorted = 0
         self._users: _Turns[_User[T]] = _Turns()
@@ -38,7 +38,7 @@ class Fair(Generic[T]):
     def __len__(self) -> int:
         return len(self._arrived) + self._sorted
 
-    def add(self, item: T, user: Hashable, connection: Hashable, size: int) -> None:
+    def add(self, item: T, user: object, connection: object, size: int) -> None:
         """Queue an item of so many bytes."""
         self._arrived.append((user, connection, item, size))
         self._arrived_bytes += size
@@ -88,14 +88,14 @@ class _Turns(Generic[W]):
     """Those that have something, in the order of their turns."""
 
     def __init__(self) -> None:
-        self._by_key: dict[Hashable, W] = {}
-        self._order: deque[Hashable] = deque()
+        self._by_key: dict[object, W] = {}
+        self._order: deque[object] = deque()
 
     @property
     def is_empty(self) -> bool:
         return not self._order
 
-    def find(self, key: Hashable, make: Callable[[], W]) -> W:
+    def find(self, key: object, make: Callable[[], W]) -> W:
         """The one of that key; it is made, and takes its turn as the last, where there is none."""
         one = self._by_key.get(key)
         if one is None:
@@ -171,7 +171,7 @@ class _User(_Turn, Generic[T]):
     def first(self) -> tuple[T, int]:
         return self._stretches[0].first
 
-    def add(self, connection: Hashable, item: T, size: int) -> None:
+    def add(self, connection: object, item: T, size: int) -> None:
         last = self._stretches[-1] if self._stretches else None
         if connection is None:
             if not isinstance(last, _Line):

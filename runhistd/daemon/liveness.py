@@ -106,9 +106,6 @@ class _Verdicts:
         if self._missing == 0:
             self.settled.set()
 
-    def flush(self) -> None:
-        """Nothing is sent."""
-
 
 class Liveness:
     """Watches the processes that hold runs, and has those of the dead declared orphaned.

@@ -188,6 +188,7 @@ async def serve_endpoints(
     service.sockets = [str(endpoint.path) for endpoint in endpoints]
     async with trio.open_nursery() as committing:
         committing.start_soon(commit, service)
+        committing.start_soon(take_in, service)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(watch_processes, service, endpoints)
             nursery.start_soon(watch_files, service)
@@ -218,6 +219,12 @@ async def commit(service: Service) -> None:
     """Run the committer."""
     with noting_storage_faults(service):
         await service.committer.run()
+
+
+async def take_in(service: Service) -> None:
+    """Read what the connections send."""
+    with noting_storage_faults(service):
+        await service.intake.run()
 
 
 @contextlib.contextmanager

@@ -30,12 +30,13 @@ from .commit import Committer, Outcome, now_us
 from .envelope import Envelope
 from .follow import Tail
 from .instance import Instance
+from .intake import Intake
 from .json_stream import Unsound
 from .liveness import Liveness
 from .methods import ANSWERED_WHEN_DAMAGED, METHODS, STREAMS, WRITES
 from .reading import Readers
 from .reload import Reload
-from .server import Connection, Reply
+from .server import Connection, Peer, Reply
 from .shares import check_content
 from .spool import Spools
 from .sweep import Asked, Sweeper
@@ -66,6 +67,7 @@ class Service:
         self.reload = reload
         self.instance_id = instance_id
         self.committer = committer
+        self.intake = Intake(committer)
         self.tail = tail
         self.liveness = liveness
         self.sweeper = Sweeper(committer.submit, self._collect_blobs)
@@ -126,19 +128,28 @@ class Service:
             outcomes.append(slot.outcome)
         return outcomes
 
-    async def submit(self, connection: Connection, call: Envelope, reply: Reply) -> bool:
-        """Queue a write, at once unless it has large data to be kept first; False when the call is none. Raises Refusal."""
-        make_request = WRITES.get(call.method)
-        if make_request is None:
+    def is_write(self, call: Envelope) -> bool:
+        """Whether the call is one for the committer."""
+        return call.method in WRITES
+
+    def submit(self, peer: Peer, call: Envelope, reply: Reply) -> bool:
+        """Queue a write; False for other calls, and where large data is to be kept before. Raises Refusal."""
+        if call.method not in WRITES or call.size > self.config.inline_limit:
             return False
+        request = self._request(peer, call)
+        if names_content(request):
+            return False
+        self._queue(request, call, reply)
+        return True
+
+    def _request(self, peer: Peer, call: Envelope) -> Request:
         self._refuse_when_stopping()
         self._refuse_when_damaged(call.method)
-        request = make_request(self, connection.peer, call.parameters)
-        if call.size > self.config.inline_limit or names_content(request):
-            request = await self._keep_large(request)
+        return WRITES[call.method](self, peer, call.parameters)
+
+    def _queue(self, request: Request, call: Envelope, reply: Reply) -> None:
         events = len(request.events) if isinstance(request, Append | Claim | Import) else 0
         self.committer.submit(request, reply, call.size + events * EVENT_OVERHEAD_BYTES)
-        return True
 
     async def _keep_large(self, request: Request) -> Request:
         if isinstance(request, Append | Claim | Import):
@@ -147,7 +158,10 @@ class Service:
         return request
 
     async def answer(self, connection: Connection, call: Envelope, reply: Reply) -> None:
-        """Carry out any other call. Raises Refusal."""
+        """Carry out what `submit` does not. Raises Refusal."""
+        if self.is_write(call):
+            self._queue(await self._keep_large(self._request(connection.peer, call)), call, reply)
+            return
         interface, _, method = call.method.rpartition(".")
         if interface not in (INTERFACE, SERVICE):
             reply.fail("InterfaceNotFound", interface=interface)

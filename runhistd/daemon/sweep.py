@@ -39,9 +39,6 @@ class Asked:
         self.outcome = outcome
         self.settled.set()
 
-    def flush(self) -> None:
-        """Nothing is sent."""
-
 
 class Sweeper:
     """Clears away, when woken, until nothing is left; then calls `collect_blobs`, for what only deleted runs had used.

@@ -19,6 +19,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ import trio
 
 from runhist.paths import SOCKET_NAME
 from runhistd.daemon import main as daemon
-from runhistd.daemon.commit import SLOW_COMMIT_S, Committer
+from runhistd.daemon.commit import Committer
 from runhistd.store.log import Batch
 from tests.bench import syncs
 
@@ -37,11 +38,14 @@ WARM_S = 1.0  # does not count
 class InPool(Committer):
     """Commits in a thread of trio's pool."""
 
+    def commit_after(self, fill: Callable[[], None]) -> None:
+        fill()
+
     async def run(self) -> None:
         while True:
-            await self._wait(1, float("inf"))
-            if self._last_served > 1 and self._last_commit_s >= SLOW_COMMIT_S:
-                await self._wait(self._last_served, self._last_commit_s / 2)
+            while not self._queue:
+                await self._arrived.park()
+            await self._gather()
             assert self._log is not None
             taken, started_s = self._take(), time.perf_counter()
             requests = [request for request, _, _ in taken]

@@ -9,7 +9,7 @@ import pytest
 import trio
 import trio.testing
 
-from runhistd.daemon.commit import MAX_BATCH, Bounds, Committer, Outcome
+from runhistd.daemon.commit import IDLE_S, MAX_BATCH, Bounds, Committer, Outcome
 from runhistd.daemon.instance import Instance
 from runhistd.daemon.space import Space
 from runhistd.model.publish import Publish
@@ -22,11 +22,18 @@ from tests.store.histories import UID, append, begin, event
 SLOW_S = 10.0
 
 
+class Peer:
+    """Somebody who sends requests."""
+
+    def flush(self) -> None:
+        pass
+
+
 class Asked:
     """Notes when an outcome came."""
 
     def __init__(self) -> None:
-        self.connection: object | None = None
+        self.connection: Peer | None = None
         self.outcome: Outcome | None = None
         self.at_s = 0.0
         self.settled = trio.Event()
@@ -34,9 +41,6 @@ class Asked:
     def settle(self, outcome: Outcome) -> None:
         self.outcome, self.at_s = outcome, trio.current_time()
         self.settled.set()
-
-    def flush(self) -> None:
-        pass
 
 
 @pytest.fixture
@@ -102,11 +106,11 @@ async def test_a_log_that_a_reader_keeps_long_is_told_once_it_passes_its_bound(t
 
 async def test_nobody_waits_for_one_who_floods(committer: Committer) -> None:
     flood = [Asked() for _ in range(3 * MAX_BATCH)]
-    for connection, slot in enumerate(flood):
-        slot.connection = connection
-        committer.submit(begin(str(connection)), slot, 100)
+    for i, slot in enumerate(flood):
+        slot.connection = Peer()
+        committer.submit(begin(str(i)), slot, 100)
     other = Asked()
-    other.connection = "another's"
+    other.connection = Peer()
     committer.submit(begin(uid=UID + 1), other, 100)
     committer.commit_queued()
     assert isinstance(other.outcome, Begun)
@@ -127,3 +131,47 @@ async def test_who_has_all_the_room_of_a_user_waits_and_others_do_not(
     committer.commit_queued()
     await committer.wait_room(UID)
     assert committer.queued_bytes_of(UID) == 0
+
+
+async def test_what_one_brings_together_is_committed_together_and_at_once(committer: Committer) -> None:
+    slots = [Asked() for _ in range(3)]
+
+    def fill() -> None:
+        for i, slot in enumerate(slots):
+            committer.submit(begin(str(i)), slot, 10)
+
+    committer.commit_after(fill)
+    assert committer.commits == 1 and all(isinstance(slot.outcome, Begun) for slot in slots)
+
+
+async def test_what_is_brought_together_waits_for_more_writers_where_that_pays(
+    committer: Committer, autojump_clock: trio.testing.MockClock
+) -> None:
+    first, second, third = Asked(), Asked(), Asked()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(committer.run)
+        await trio.testing.wait_all_tasks_blocked()
+        committer._last_served, committer._last_commit_s = 2, SLOW_S
+        committer.commit_after(lambda: committer.submit(begin("r"), first, 10))
+        await trio.sleep(SLOW_S / 4)
+        assert first.outcome is None
+        committer.commit_after(lambda: committer.submit(begin("s"), second, 10))
+        assert isinstance(first.outcome, Begun) and isinstance(second.outcome, Begun)
+        committer._last_served, committer._last_commit_s = 2, SLOW_S
+        committer.commit_after(lambda: committer.submit(begin("t"), third, 10))
+        await third.settled.wait()
+        assert third.at_s == SLOW_S / 4 + SLOW_S / 2  # its own half, whatever the earlier ones had waited
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_log_at_rest_is_moved_into_the_database_again_and_again(
+    committer: Committer, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(committer.run)
+        for i in range(3):
+            committer.commit_after(lambda run_id=str(i): committer.submit(begin(run_id), Asked(), 10))  # type: ignore[misc]
+            assert committer._log is not None and committer._log.wal_bytes > 0
+            await trio.sleep(2 * IDLE_S + 1)
+            assert committer._log.wal_bytes == 0
+        nursery.cancel_scope.cancel()

@@ -120,6 +120,10 @@ class Neighbour:
         assert event["data"] == {"n": n}
         assert self._daemon.pid == self._pid, "the daemon was replaced"
 
+    def connections(self) -> int:
+        """How many the daemon serves, with this one."""
+        return int(self._connection.call("GetStatus", {}, timeout=PATIENCE_S)["connections"])
+
     def close(self) -> None:
         """Leave."""
         self._connection.close()

@@ -37,10 +37,13 @@ def bounded(served: Daemon, neighbour: Neighbour) -> Iterator[None]:
 
 
 @pytest.fixture
-def peers(served: Daemon) -> Iterator[Callable[[int], list[Peer]]]:
-    """Makes so many connections."""
+def peers(
+    served: Daemon, neighbour: Neighbour, wait_until: Callable[..., None]
+) -> Iterator[Callable[[int], list[Peer]]]:
+    """Makes so many connections; behind the test their places are free again."""
     with contextlib.ExitStack() as stack:
         yield lambda count: [stack.enter_context(Peer(served.socket)) for _ in range(count)]
+    wait_until(lambda: neighbour.connections() == 1, "all of them are gone")
 
 
 def begin(peer: Peer) -> dict[str, object]:

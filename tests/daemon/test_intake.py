@@ -1,0 +1,133 @@
+"""The intake reads the connections that rest, commits what they brought together, and wakes who has more to do."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from runhistd.daemon.commit import MAX_BATCH, Bounds, Committer
+from runhistd.daemon.instance import Instance
+from runhistd.daemon.intake import Intake
+from runhistd.daemon.space import Space
+from runhistd.store.leases import Begun
+from runhistd.store.log import EventLog
+from tests.daemon.test_commit import Asked
+from tests.store.histories import begin
+
+
+class Line:
+    """A connection on which each byte begins a run, but for a line's end, which is for its own task."""
+
+    def __init__(self, committer: Committer) -> None:
+        self.far, self._near = socket.socketpair()
+        self._near.setblocking(False)
+        self.descriptor = self._near.fileno()
+        self.asked: list[Asked] = []
+        self._committer = committer
+
+    def take_in(self) -> bool:
+        for byte in os.read(self.descriptor, MAX_BATCH):
+            if byte == ord("\n"):
+                return False
+            self.asked.append(Asked())
+            self._committer.submit(begin(f"{self.descriptor}-{len(self.asked)}"), self.asked[-1], 1)
+        return True
+
+    def close(self) -> None:
+        self.far.close()
+        self._near.close()
+
+
+@pytest.fixture
+def committer(tmp_path: Path) -> Iterator[Committer]:
+    with Instance.take(tmp_path / "state") as instance:
+        log = EventLog.open(instance.database)
+        yield Committer(log, instance, Space(instance.state_dir), Bounds(1 << 30, 1 << 30, 1 << 30), lambda batch: None)
+        log.close()
+
+
+@pytest.fixture
+def lines(committer: Committer) -> Iterator[list[Line]]:
+    made = [Line(committer) for _ in range(3)]
+    yield made
+    for line in made:
+        line.close()
+
+
+async def test_what_came_on_all_connections_is_one_commit(committer: Committer, lines: list[Line]) -> None:
+    intake = Intake(committer)
+    async with trio.open_nursery() as nursery:
+        for line in lines:
+            nursery.start_soon(intake.rest, line)
+        await trio.testing.wait_all_tasks_blocked()
+        for line in lines:
+            line.far.send(b"..")
+        nursery.start_soon(intake.run)
+        for line in lines:
+            await line_answered(line, 2)
+        nursery.cancel_scope.cancel()
+    assert committer.commits == 1
+    assert all(isinstance(asked.outcome, Begun) for line in lines for asked in line.asked)
+
+
+async def test_who_has_more_to_do_is_woken_and_the_others_rest_on(committer: Committer, lines: list[Line]) -> None:
+    intake = Intake(committer)
+    first, second, _ = lines
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(intake.run)
+        nursery.start_soon(intake.rest, second)
+        first.far.send(b".\n")
+        await intake.rest(first)
+        assert len(first.asked) == 1  # what came before it is queued
+        second.far.send(b".")
+        await line_answered(second, 1)
+        first.far.send(b".")  # nobody reads it: it does not rest
+        second.far.send(b".")
+        await line_answered(second, 2)
+        assert len(first.asked) == 1
+        nursery.cancel_scope.cancel()
+
+
+async def test_who_is_cancelled_while_it_rests_is_read_no_more(committer: Committer, lines: list[Line]) -> None:
+    intake = Intake(committer)
+    first, second, _ = lines
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(intake.run)
+        nursery.start_soon(intake.rest, second)
+        with trio.move_on_after(0):
+            await intake.rest(first)
+        first.far.send(b".")
+        second.far.send(b".")
+        await line_answered(second, 1)
+        assert not first.asked
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_turn_ends_where_a_batch_is_full(committer: Committer, lines: list[Line]) -> None:
+    intake = Intake(committer)
+    async with trio.open_nursery() as nursery:
+        for line in lines:
+            nursery.start_soon(intake.rest, line)
+        await trio.testing.wait_all_tasks_blocked()
+        for line in lines:
+            line.far.send(b"." * MAX_BATCH)
+        nursery.start_soon(intake.run)
+        for line in lines:
+            await line_answered(line, MAX_BATCH)
+        nursery.cancel_scope.cancel()
+    assert committer.commits == len(lines)
+
+
+async def line_answered(line: Line, requests: int) -> None:
+    """Return when so many of its requests have their outcomes."""
+    with trio.fail_after(60):
+        while len(line.asked) < requests:
+            await trio.lowlevel.checkpoint()
+        for asked in line.asked:
+            await asked.settled.wait()
