@@ -40,8 +40,8 @@ _decode_envelope = msgspec.json.Decoder(Envelope).decode
 def decode_envelope(frame: bytes) -> Envelope:
     """The call in a frame. Raises MalformedCall; InvalidParameter where only a text in its parameters is no text."""
     try:
-        text = str(frame, "utf-8")
-        del text  # msgspec does not look at the bytes of what it keeps raw
+        if not frame.isascii():  # msgspec does not look at the bytes of what it keeps raw
+            str(frame, "utf-8")
         return _decode_envelope(frame)
     except msgspec.ValidationError as error:
         raise MalformedCall(fault_path(error).removeprefix(".") or "call") from error

@@ -38,17 +38,31 @@ _decode = msgspec.json.Decoder().decode
 
 def is_sound(text: bytes) -> bool:
     """Whether every number in the JSON text is within a double's range, and nothing is nested deeper than MAX_DEPTH."""
-    maybe_deep = text.count(b"{") + text.count(b"[") > MAX_DEPTH
+    return is_shallow(text) and (has_plain_numbers(text) or _are_in_range(text))
+
+
+def is_shallow(text: bytes) -> bool:
+    """Whether nothing in the JSON text is nested deeper than MAX_DEPTH."""
+    return text.count(b"{") + text.count(b"[") <= MAX_DEPTH or not _is_deep(_STRINGS.sub(b" ", text))
+
+
+def has_plain_numbers(text: bytes) -> bool:
+    """Whether a glance at the text, strings and all, shows that every number in it is within a double's range."""
     zeros = text.translate(_AS_ZEROS)
-    maybe_long = _MANY_DIGITS in zeros
-    if maybe_deep or maybe_long:
-        bare = _STRINGS.sub(b" ", text)
-        if maybe_deep and _is_deep(bare):
+    return _MANY_DIGITS not in zeros and not _has_large_exponents(zeros)
+
+
+def _are_in_range(text: bytes) -> bool:
+    zeros = text.translate(_AS_ZEROS)
+    if _MANY_DIGITS in zeros:
+        long_numbers = _LONG_NUMBER.finditer(_STRINGS.sub(b" ", text))
+        if not all(math.isfinite(float(number[0])) for number in long_numbers):
             return False
-        if maybe_long and not all(math.isfinite(float(number[0])) for number in _LONG_NUMBER.finditer(bare)):
-            return False
-    plain, signed = _LARGE_EXPONENTS
-    return (plain not in zeros and signed not in zeros) or _decodes(text)
+    return not _has_large_exponents(zeros) or _decodes(text)
+
+
+def _has_large_exponents(zeros: bytes) -> bool:
+    return any(exponent in zeros for exponent in _LARGE_EXPONENTS)
 
 
 def _decodes(text: bytes) -> bool:

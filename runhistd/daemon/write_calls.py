@@ -139,7 +139,7 @@ def decode_append(parameters: Raw, uid: int, holder: Holder | None, event_bytes:
         raise InvalidParameter("lease_key")
     namespace, events = _check_name(call), _check_events(call.events, parameters, event_bytes)
     name = (uid, namespace, call.run_id)
-    return Append(*name, call.epoch, call.writer, call.first_n, events, holder, lease_key=call.lease_key)
+    return Append(*name, call.epoch, call.writer, call.first_n, events, holder, call.lease_key)
 
 
 def decode_publish(parameters: Raw, uid: int, event_bytes: int) -> Publish:
@@ -192,22 +192,20 @@ def _check_count(parameters: Raw) -> None:
 def _check_events(events: list[E], parameters: Raw, event_bytes: int) -> list[E]:
     if len(events) > MAX_EVENTS:
         raise TooLarge("events", MAX_EVENTS)
-    checked = [_check_event(event, i, event_bytes) for i, event in enumerate(events)]
-    json_text.check_nul(bytes(parameters))
-    return checked
-
-
-def _check_event(event: E, i: int, event_bytes: int) -> E:
-    data = bytes(event.data)
-    if len(data) > event_bytes:
-        raise TooLarge(f"events[{i}].data", event_bytes)
-    if not data.startswith(b"{"):
-        if data != b"null":
+    text = bytes(parameters)
+    is_sound = json_text.is_shallow if json_text.has_plain_numbers(text) else json_text.is_sound
+    for i, event in enumerate(events):
+        data = bytes(event.data)
+        if len(data) > event_bytes:
+            raise TooLarge(f"events[{i}].data", event_bytes)
+        if not data.startswith(b"{"):
+            if data != b"null":
+                raise InvalidParameter(f"events[{i}].data")
+            events[i] = msgspec.structs.replace(event, data=EMPTY)
+        elif not is_sound(data):
             raise InvalidParameter(f"events[{i}].data")
-        return msgspec.structs.replace(event, data=EMPTY)
-    if not json_text.is_sound(data):
-        raise InvalidParameter(f"events[{i}].data")
-    return msgspec.structs.replace(event, data=Raw(data))  # a view would keep the whole frame in memory
+    json_text.check_nul(text)
+    return events
 
 
 def _check_json(text: bytes, path: str) -> None:

@@ -82,7 +82,7 @@ def _published(head: Head, request: Publish, event: Event, i: int, now_us: int) 
         type=event.type,
         kind=kind_of(event, i),
         received_us=now_us,
-        data=event.data,
+        data=event.data.copy(),  # a view would keep the whole frame in memory
         step_id=event.step_id,
         attempt=event.attempt,
         time_us=event.time_us,
