@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Struct
 
 from .errors import QuotaExceeded
-from .events import TERMINAL_STATUS, Accepted, Event
+from .events import TERMINAL_STATUS, Accepted
 
 RUNS = "runs_per_user"
 BYTES = "bytes_per_user"
@@ -54,7 +54,7 @@ class Quota(Struct, frozen=True):
     def check_events(self, stored: Stored, accepted: Sequence[Accepted]) -> None:
         """Refuse other events, unless they end their run. Raises QuotaExceeded."""
         if not all(new.kind in TERMINAL_STATUS for new in accepted):
-            self.check_bytes(stored, sum(bytes_of(new.event) for new in accepted))
+            self.check_bytes(stored, bytes_of(accepted))
 
     def check_bytes(self, stored: Stored, size: int) -> None:
         """Refuse so many bytes more. Raises QuotaExceeded."""
@@ -62,11 +62,14 @@ class Quota(Struct, frozen=True):
             raise QuotaExceeded(BYTES, self.bytes)
 
 
-def bytes_of(event: Event) -> int:
-    """What an event counts for: its texts that may be long, as they are stored, and the rest of its row."""
-    size = EVENT_BYTES + len(memoryview(event.data))
-    if event.usage is not None:
-        size += len(_encode(event.usage))
-    if event.key is not None:
-        size += len(event.key.encode())
+def bytes_of(accepted: Sequence[Accepted]) -> int:
+    """What events count for: their texts that may be long, as they are stored, and the rest of their rows."""
+    size = EVENT_BYTES * len(accepted)
+    for new in accepted:
+        event = new.event
+        size += len(memoryview(event.data))
+        if event.usage is not None:
+            size += len(_encode(event.usage))
+        if event.key is not None:
+            size += len(event.key.encode())
     return size

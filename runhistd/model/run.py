@@ -125,15 +125,16 @@ class Head(Struct):
         return max(self.steps.get(step_id, ()), default=0)
 
 
-def fold(head: Head, new: Accepted, received_us: int) -> None:
-    """Move the head past its next event."""
-    head.last_seq += 1
+def fold(head: Head, accepted: Iterable[Accepted], received_us: int) -> None:
+    """Move the head past its next events."""
     head.updated_us = received_us
-    rule = _RULES.get(new.kind)
-    if rule is not None:
-        rule(head, new)
-    if new.event.usage is not None:
-        _add_usage(head, new.event, new.event.usage)
+    for new in accepted:
+        head.last_seq += 1
+        rule = _RULES.get(new.kind)
+        if rule is not None:
+            rule(head, new)
+        if new.event.usage is not None:
+            _add_usage(head, new.event, new.event.usage)
 
 
 def _at_us(head: Head, new: Accepted) -> int:

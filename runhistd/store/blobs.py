@@ -23,7 +23,7 @@ from .paging import page_of
 from .tally import Tally
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
 UNUSED_US = 3_600_000_000
 
@@ -57,21 +57,21 @@ def drop(connection: apsw.Connection, tally: Tally, request: DropBlob, now_us: i
 
 def check_uses(connection: apsw.Connection, uid: int, accepted: Sequence[Accepted]) -> None:
     """Refuse artifacts and data whose content the user has not given, or not with this size. Raises NoSuchBlob."""
+    for sha256, size in used_by(accepted):
+        given = connection.execute(sql.FIND_BLOB, (uid, bytes.fromhex(sha256))).get
+        if given is None or size not in (None, given):
+            raise NoSuchBlob(sha256)
+
+
+def used_by(accepted: Iterable[Accepted]) -> list[tuple[str, int | None]]:
+    """The content that these events use: as an artifact, which need not tell its size, and as their data."""
+    used: list[tuple[str, int | None]] = []
     for new in accepted:
-        blob = new.event.data_blob
-        for sha256 in used_by(new):
-            size = connection.execute(sql.FIND_BLOB, (uid, bytes.fromhex(sha256))).get
-            if size is None or (blob is not None and blob.sha256 == sha256 and blob.size != size):
-                raise NoSuchBlob(sha256)
-
-
-def used_by(accepted: Accepted) -> Sequence[str]:
-    """The content that an event uses: as an artifact, and as its data."""
-    if accepted.payload is None and accepted.event.data_blob is None:
-        return ()  # nearly always, and this is asked for each event
-    artifact = accepted.payload.blob if isinstance(accepted.payload, Artifact) else None
-    data = accepted.event.data_blob
-    return [sha256 for sha256 in (artifact, None if data is None else data.sha256) if sha256 is not None]
+        if isinstance(new.payload, Artifact) and new.payload.blob is not None:
+            used.append((new.payload.blob, None))
+        if new.event.data_blob is not None:
+            used.append((new.event.data_blob.sha256, new.event.data_blob.size))
+    return used
 
 
 def note_use(connection: apsw.Connection, run: CachedRun, blob: str) -> None:

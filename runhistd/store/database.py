@@ -19,7 +19,7 @@ from msgspec import Struct
 from . import sql
 from .contents import sync_directory
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 PAGE_BYTES = 4096
 CACHE_KIB = 16 * 1024  # pages of live runs' index leaves; the daemon stays under 60 MB idle
 LOOK_STEPS = 20_000  # of SQLite's machine, between two looks whether a read may go on

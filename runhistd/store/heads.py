@@ -200,28 +200,29 @@ class Heads:
 
     def save(self) -> None:
         """Write every row that changed since the last save. The caller commits."""
-        execute = self._connection.execute
+        execute, executemany = self._connection.execute, self._connection.executemany
+        progress: list[tuple[object, ...]] = []
+        writers: list[tuple[object, ...]] = []
         for run in self._touched.values():
-            head = run.head
+            head, status = run.head, run.status_columns()
             if run.is_new:
                 execute(sql.INSERT_RUN, run.columns())
             else:
-                execute(
-                    sql.SAVE_PROGRESS,
-                    (head.last_seq, head.updated_us, head.current_step, *head.totals, run.number),
-                )
-                if run.status_columns() != run.saved_status:
-                    execute(sql.SAVE_STATUS, (*run.status_columns(), run.number))
+                progress.append((head.last_seq, head.updated_us, head.current_step, *head.totals, run.number))
+                if status != run.saved_status:
+                    execute(sql.SAVE_STATUS, (*status, run.number))
+            run.saved_status = status
             if run.lease_changed:
                 self._save_lease(run)
             if run.evidence is not None:
                 execute(sql.SAVE_EVIDENCE, (run.evidence, run.number))
             if run.new_keys:
                 keys = [(run.number, key, stored.seq) for key, stored in run.new_keys.items()]
-                self._connection.executemany(sql.INSERT_KEY, keys)
-            for writer in run.touched_writers:
-                execute(sql.SAVE_WRITER, (run.number, UUID(int=writer).bytes, run.writers[writer]))
+                executemany(sql.INSERT_KEY, keys)
+            writers += [(run.number, key.to_bytes(16, "big"), run.writers[key]) for key in run.touched_writers]
             self._save_parts(run.number, head)
+        executemany(sql.SAVE_PROGRESS, progress)
+        executemany(sql.SAVE_WRITER, writers)
         for team in self._touched_teams:
             execute(sql.SAVE_TEAM, (*team, self._teams[team]))
 
@@ -255,9 +256,8 @@ class Heads:
         for run in self._touched.values():
             run.is_new = run.lease_changed = False
             run.evidence = None
-            run.saved_status = run.status_columns()
             run.touched_writers.clear()
-            run.new_keys = {}
+            run.new_keys.clear()
             run.head.forget_touched()
             run.head.documents = {}  # a thousand runs may have large ones; few are patched again soon
             run.has_documents = False

@@ -97,7 +97,7 @@ def claim(log: EventLog, request: Claim, now_us: int) -> Claimed:
     stored = log.stored_keys(run, request.events)
     team_epoch = log.heads.team_epoch(request.uid, head.team_run_id)
     granted = decide_claim(head, lease, request, log.pending_epoch + 1, last_n, stored, team_epoch)
-    log.tally.check_bytes(request.uid, EVENT_BYTES + sum(bytes_of(new.event) for new in (*granted.answers, *granted.events)))
+    log.tally.check_bytes(request.uid, EVENT_BYTES + bytes_of(granted.answers) + bytes_of(granted.events))
     log.check_blobs(request.uid, granted.events)
     log.store_all(run, granted.answers, request.writer, now_us)
     data = resumed_data(run, request.holder, _answer(log, run))

@@ -46,7 +46,7 @@ from .database import (
     telling_damage,
 )
 from .heads import CachedRun, Heads, Name
-from .rows import DATA, RUN, SEQ, Row, blob_of, event_row, usage_of
+from .rows import DATA, RUN, SEQ, Row, blob_of, rows_of, usage_of
 from .tally import Tally
 
 _STORAGE_ERRORS = (apsw.IOError, apsw.ReadOnlyError, apsw.CantOpenError)
@@ -230,7 +230,7 @@ class EventLog:
         if not all(isinstance(request, Publish) for request in batch):
             self._connection.execute("BEGIN IMMEDIATE")
         done, recorded, removed = Batch([]), False, False
-        for removes, requests in itertools.groupby(batch, lambda request: isinstance(request, prune.Removal)):
+        for removes, requests in itertools.groupby(batch, lambda request: type(request) in prune.REMOVALS):
             if removes:
                 removed |= self._remove(requests, now_us, done)
             else:
@@ -244,8 +244,9 @@ class EventLog:
 
     def _commit(self, *, removes: bool) -> None:
         self.tally.save(self._pending.position, removes=removes)
-        if self._pending != self._counters:
-            self._connection.execute(sql.SAVE_COUNTERS, msgspec.structs.astuple(self._pending))
+        pending, counters = self._pending, self._counters
+        if removes or (pending.epoch, pending.run) != (counters.epoch, counters.run):  # see sql.READ_HISTORY
+            self._connection.execute(sql.SAVE_COUNTERS, msgspec.structs.astuple(pending))
         self._connection.execute("COMMIT")
         self.tally.committed(self._pending.position)
         self._counters = copy(self._pending)
@@ -354,7 +355,7 @@ class EventLog:
         return self._pending.position
 
     def skip_position(self) -> int:
-        """A position that no event gets."""
+        """A position that no event gets; one that comes with the batch gets a later one."""
         self._pending.position += 1
         return self._pending.position
 
@@ -400,13 +401,10 @@ class EventLog:
                 self.store_own(run, resumed_event(leases.resumed_data(run, request.holder)), now_us)
             self.store_all(run, fresh, request.writer, now_us)
         self.count(run, request.writer, request.first_n, len(request.events), last_n)
-        return Appended(
-            first_seq=run.head.last_seq - len(fresh) + 1 if fresh else None,
-            last_seq=run.head.last_seq if fresh else None,
-            position=self._pending.position,
-            stored=len(fresh),
-            duplicates=len(request.events) - len(fresh),
-        )
+        last_seq, duplicates = run.head.last_seq, len(request.events) - len(fresh)
+        if not fresh:
+            return Appended(None, None, self._pending.position, 0, duplicates)
+        return Appended(last_seq - len(fresh) + 1, last_seq, self._pending.position, len(fresh), duplicates)
 
     def last_n(self, run: CachedRun, writer: UUID | None) -> int:
         """How many events of the writer the run has; 0 without a writer."""
@@ -421,23 +419,20 @@ class EventLog:
             return
         self.heads.touch(run)
         self.heads.prepare(run, accepted)
-        head, number, position, size = run.head, run.number, self._pending.position, 0
-        writer_bytes = None if writer is None else writer.bytes
-        rows: list[Row] = []
-        for new in accepted:
-            fold(head, new, now_us)
-            position += 1
-            rows.append(event_row(position, number, head.last_seq, head.epoch, writer_bytes, new, now_us))
-            size += bytes_of(new.event)
-            for sha256 in blobs.used_by(new):
-                blobs.note_use(self._connection, run, sha256)
+        head, seq = run.head, run.head.last_seq
+        key = None if writer is None else writer.bytes
+        rows = rows_of(accepted, run.number, self._pending.position, seq, head.epoch, key, now_us)
+        fold(head, accepted, now_us)
+        for sha256, _ in blobs.used_by(accepted):
+            blobs.note_use(self._connection, run, sha256)
+        for i, new in enumerate(accepted, seq + 1):
             if new.event.key is not None:
-                run.new_keys[new.event.key] = StoredKey(head.last_seq, content_of(new.event, new.kind))
+                run.new_keys[new.event.key] = StoredKey(i, content_of(new.event, new.kind))
         if head.status in _LEASE_ENDS and run.lease.state == "owned":
             run.lease.end()
             self.heads.touch_lease(run)
-        self._pending.position = position
-        self.tally.add(run.name[0], 0, size)
+        self._pending.position += len(rows)
+        self.tally.add(run.name[0], 0, bytes_of(accepted))
         self._events.append(Committed(*run.name, head.agent_id, head.team_run_id, rows))
 
     def store_own(self, run: CachedRun, event: Event, now_us: int) -> None:
@@ -448,8 +443,9 @@ class EventLog:
         """Keep the writer's last n, also where its events were duplicates by key. `last_n` is what it was before."""
         if writer is None or first_n is None or not events or first_n > last_n + 1:
             return
-        if first_n + events - 1 > run.writers[writer.int]:
-            run.writers[writer.int] = first_n + events - 1
+        newest = first_n + events - 1
+        if newest > run.writers[writer.int]:
+            run.writers[writer.int] = newest
             run.touched_writers.add(writer.int)
             self.heads.touch(run)
 

@@ -15,7 +15,7 @@ oldest are merged: the history then only knows that up to `low_water` something 
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import apsw
 import msgspec
@@ -40,6 +40,7 @@ MERGE_AT_ONCE = 100  # so that not every deletion merges one
 
 Removal = Delete | Clear | Compact | Pin | KeepBlob | DropBlob
 """The requests that change the tables at once, and not what is in memory of runs."""
+REMOVALS = frozenset(get_args(Removal))
 
 
 class Deleted(Struct, frozen=True):

@@ -147,8 +147,9 @@ class _Builder:
 
     def _newest(self) -> int:
         tombstones = [as_int(row[9]) for row in self._found.tombstones.values()]
+        gaps = [as_int(row[6]) for row in self._found.compactions.values() if row[6] is not None]
         newest = as_int(self._connection.execute(sql.NEWEST_POSITION).get)
-        return max([newest, *tombstones, as_int(self._found.history[2]) if self._found.history else 0])
+        return max([newest, *tombstones, *gaps, as_int(self._found.history[2]) if self._found.history else 0])
 
     def _build(self, number: int) -> None:
         row: list[Any] | None = self._found.runs.get(number)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 from typing import Any
 from uuid import UUID
 
@@ -24,31 +25,34 @@ _decode_usage = msgspec.json.Decoder(Usage).decode
 _encode = msgspec.json.Encoder().encode
 
 
-def event_row(
-    position: int, run: int, seq: int, epoch: int, writer: bytes | None, new: Accepted, received_us: int
-) -> Row:
-    """The row of an event that was decided on."""
-    event = new.event
-    blob = event.data_blob
-    return (
-        position,
-        run,
-        seq,
-        epoch,
-        event.type,
-        new.kind,
-        event.key,
-        writer,
-        new.n,
-        event.step_id,
-        event.attempt,
-        None if event.usage is None else _encode(event.usage).decode(),
-        event.time_us,
-        received_us,
-        bytes(event.data),  # a view would keep the whole frame in memory
-        None if blob is None else bytes.fromhex(blob.sha256),
-        None if blob is None else blob.size,
-    )
+def rows_of(
+    accepted: Iterable[Accepted], run: int, position: int, seq: int, epoch: int, writer: bytes | None, received_us: int
+) -> list[Row]:
+    """The rows of events that were decided on, behind that position and seq. A view of their data would keep all of the
+    frame in memory, so it becomes bytes."""
+    return [
+        (
+            position + i,
+            run,
+            seq + i,
+            epoch,
+            event.type,
+            new.kind,
+            event.key,
+            writer,
+            new.n,
+            event.step_id,
+            event.attempt,
+            None if event.usage is None else _encode(event.usage).decode(),
+            event.time_us,
+            received_us,
+            bytes(event.data),
+            None if event.data_blob is None else bytes.fromhex(event.data_blob.sha256),
+            None if event.data_blob is None else event.data_blob.size,
+        )
+        for i, new in enumerate(accepted, 1)
+        for event in (new.event,)
+    ]
 
 
 def stored_event(namespace: str, run_id: str, row: Row) -> StoredEvent:

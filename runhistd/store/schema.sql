@@ -1,7 +1,8 @@
--- The tables of a history, version 6. Times are microseconds since 1970, UTC. JSON is text.
+-- The tables of a history, version 7. Times are microseconds since 1970, UTC. JSON is text.
 
--- One row: which database this is, and the counters that only grow, whatever is deleted. At positions up to `low_water`
--- events may be missing of which no tombstone tells any more.
+-- One row: which database this is, and the counters that only grow, whatever is deleted. The newest position is the
+-- higher one of `position` and that of the newest event: what removes events writes it down first. At positions up to
+-- `low_water` events may be missing of which no tombstone tells any more.
 CREATE TABLE history (
   only INTEGER PRIMARY KEY CHECK (only = 1),
   instance_id TEXT NOT NULL,

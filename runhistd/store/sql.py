@@ -8,7 +8,9 @@ from ..model.quota import EVENT_BYTES
 
 # --- the log ---
 
-READ_HISTORY: Final = "SELECT instance_id, position, epoch, run FROM history"
+# The newest position is that of the newest event, unless it is gone; what removes events writes down what it was.
+_NEWEST_POSITION: Final = "max(position, (SELECT coalesce(max(position), 0) FROM events))"
+READ_HISTORY: Final = f"SELECT instance_id, {_NEWEST_POSITION}, epoch, run FROM history"  # noqa: S608
 INSERT_HISTORY: Final = "INSERT INTO history (only, instance_id, position, epoch, run) VALUES (1, ?, 0, 0, 0)"
 SAVE_COUNTERS: Final = "UPDATE history SET position = ?, epoch = ?, run = ?"
 
@@ -263,7 +265,7 @@ SELECT uid, sum(runs), sum(bytes) FROM (
 ) GROUP BY uid
 """  # noqa: S608
 RECOUNT_USERS: Final = f"DELETE FROM users; INSERT INTO users (uid, runs, bytes) {COUNT_USERS}; \
-UPDATE users SET position = (SELECT position FROM history)"  # noqa: S608
+UPDATE users SET position = (SELECT {_NEWEST_POSITION} FROM history)"  # noqa: S608
 
 # --- artifacts and blobs ---
 
@@ -394,7 +396,7 @@ EVENTS_OF_RUN: Final = f"""
 SELECT {_EVENT_COLUMNS} FROM events JOIN runs USING (run)
 WHERE events.run = :run AND seq > :after_seq AND {_EVENT_WANTED} ORDER BY seq LIMIT :limit
 """  # noqa: S608
-HEAD_POSITION: Final = "SELECT position FROM history"
+HEAD_POSITION: Final = f"SELECT {_NEWEST_POSITION} FROM history"  # noqa: S608
 CHECKPOINT_SEQ: Final = "SELECT checkpoint_seq FROM runs WHERE run = ?"
 # Where the first event with at least that seq lies; a run's seqs and positions grow together.
 POSITION_OF_SEQ: Final = "SELECT seq, position FROM events WHERE run = ? AND seq >= ? ORDER BY seq LIMIT 1"
@@ -439,7 +441,12 @@ SELECT sha256, (SELECT size FROM blobs WHERE blobs.sha256 = blob_uses.sha256 AND
 FROM blob_uses JOIN runs USING (run) WHERE run = ?
 """
 VERIFY_BLOBS: Final = "SELECT DISTINCT sha256, size FROM blobs"
-VERIFY_POSITION: Final = "SELECT (SELECT position FROM history), (SELECT max(position) FROM events)"
+# Beside the newest position the highest that a row tells of: none may be given twice.
+VERIFY_POSITION: Final = f"""
+SELECT ({HEAD_POSITION}), max(
+  (SELECT coalesce(max(last_position), 0) FROM tombstones), (SELECT coalesce(max(to_position), 0) FROM compactions),
+  (SELECT low_water FROM history), ({USERS_POSITION}))
+"""  # noqa: S608
 _LOST: Final = "run NOT IN (SELECT run FROM runs) AND run NOT IN (SELECT run FROM tombstones WHERE cleared = 0)"
 ORPHANED_ROWS: Final = f"""
 SELECT 'events', count(*) FROM events WHERE {_LOST}

@@ -86,7 +86,7 @@ def _verify_file(connection: apsw.Connection, verdict: Verdict) -> None:
             verdict.differences.append(Difference(None, None, f"{table} without a run", "0", str(rows)))
     _verify_users(connection, verdict)
     ((counted, newest),) = connection.execute(sql.VERIFY_POSITION)
-    if newest is not None and newest > counted:
+    if newest > counted:
         verdict.differences.append(Difference(None, None, "position counter", f">= {newest}", str(counted)))
 
 
@@ -184,7 +184,7 @@ class Recomputed:
         )
         new = Accepted(event, kind, payload_of(kind, event.data, "data"), n)
         head.last_seq = seq - 1
-        fold(head, new, received_us)
+        fold(head, [new], received_us)
         self._note_uses(new)
         if writer is not None:
             self.writers[writer] = max(self.writers.get(writer, 0), n)
@@ -193,10 +193,11 @@ class Recomputed:
 
     def _note_uses(self, new: Accepted) -> None:
         """Take note of the content that the event needs, and of its size where the event tells that."""
-        for sha256 in used_by(new):
-            self.uses.setdefault(sha256, OF_ANY_SIZE)
-        if new.event.data_blob is not None:
-            self.uses[new.event.data_blob.sha256] = new.event.data_blob.size
+        for sha256, size in used_by([new]):
+            if size is None:
+                self.uses.setdefault(sha256, OF_ANY_SIZE)
+            else:
+                self.uses[sha256] = size
 
     def _skip_gap(self, seq: int) -> None:
         """Take the events before `seq` for dropped, as far as a compaction may have dropped them."""

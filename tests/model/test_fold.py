@@ -22,7 +22,7 @@ class Recorded:
     def add(self, kind: str, data: dict[str, Any] | None = None, **members: Any) -> None:
         event = Event(type=kind, data=Raw(json.dumps(data or {}).encode()), **members)
         received_us = 1000 + self.head.last_seq + 1
-        fold(self.head, Accepted(event, kind, payload_of(kind, event.data, "data"), None), received_us)
+        fold(self.head, [Accepted(event, kind, payload_of(kind, event.data, "data"), None)], received_us)
 
     def step(self, step_id: str, attempt: int = 1) -> Step:
         return self.head.steps[step_id][attempt]

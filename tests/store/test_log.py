@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from uuid import uuid4
 
 import apsw
@@ -11,7 +12,7 @@ from msgspec import Raw
 from runhistd.model.errors import Conflict, InvalidParameter, NoSuchRun, RunExists, SequenceGap, StorageFull
 from runhistd.model.events import Accepted, Event, Usage
 from runhistd.model.run import Head, fold
-from runhistd.store import heads, log
+from runhistd.store import heads, log, sql
 from runhistd.store.leases import Begun
 from runhistd.store.log import Appended, Failed
 from runhistd.store.rows import stored_event
@@ -171,9 +172,9 @@ def test_a_fault_of_ours_costs_only_the_request_that_brings_it(history: History,
     epoch = history.begin("r")
     history.begin("s")
 
-    def faulty(head: Head, new: Accepted, received_us: int) -> None:
-        fold(head, new, received_us)
-        if new.kind == "checkpoint":
+    def faulty(head: Head, accepted: Sequence[Accepted], received_us: int) -> None:
+        fold(head, accepted, received_us)
+        if accepted[-1].kind == "checkpoint":
             raise ZeroDivisionError("planted")
 
     monkeypatch.setattr(log, "fold", faulty)
@@ -261,3 +262,14 @@ def test_committed_events_come_back_in_position_order_for_followers(history: His
         (UID, "me", 3, "b"),
     ]
     assert WRITER == events[1][1].writer
+
+
+def test_the_newest_position_is_that_of_the_newest_event_so_that_an_append_need_not_write_it(history: History) -> None:
+    epoch = history.begin("r")
+    before = rows(history, "SELECT * FROM history")
+    for n in range(1, 5):
+        history.append("r", epoch, n, event())
+    assert rows(history, "SELECT * FROM history") == before
+    history.reopen(clean=False)
+    assert history.log.position == 5
+    assert rows(history, sql.HEAD_POSITION) == [(5,)]

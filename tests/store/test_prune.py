@@ -17,6 +17,7 @@ from runhistd.store.database import open_reader
 from runhistd.store.leases import Begun
 from runhistd.store.log import Appended, Failed, Request
 from runhistd.store.prune import Cleared, Compacted, Deleted
+from runhistd.store.rows import POSITION
 from tests.store.histories import UID, History, append, begin, claim, event, keyed
 
 MANY = 10**9
@@ -367,4 +368,16 @@ def test_compaction_and_deletion_of_one_batch_see_each_other(history: History) -
     drop = Compact(UID, "default", "r", "note", closed_us)
     assert history.apply(drop, delete("r"), drop) == [Compacted(False, 0), Deleted(True), Compacted(False)]
     clear_all(history)
+    assert history.differences() == []
+
+
+def test_positions_whose_events_are_gone_are_never_given_again(history: History, connection: apsw.Connection) -> None:
+    closed_run(history, "r")
+    newest = history.log.position
+    history.apply(Delete(UID, "default", "r"))
+    clear_all(history)
+    history.reopen(clean=False)
+    assert connection.execute("SELECT count(*) FROM events").get == 0
+    assert (history.log.position, reader.tail_position(connection, UID, EventFilter(), 0)) == (newest, newest)
+    assert history.log.apply([begin("s")], 5).events[0].rows[0][POSITION] == newest + 1
     assert history.differences() == []

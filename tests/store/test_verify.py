@@ -40,7 +40,7 @@ def test_a_history_that_is_as_its_events_say_differs_nowhere(recorded: History) 
         ("DELETE FROM events WHERE seq = 3", "event 4"),
         ("UPDATE events SET seq = 99 WHERE seq = 6", "event 99"),
         ("DELETE FROM runs", "events without a run"),
-        ("UPDATE history SET position = 2", "position counter"),
+        ("UPDATE history SET low_water = 1000", "position counter"),
     ],
 )
 def test_a_row_that_was_changed_by_hand_is_named(recorded: History, statement: str, what: str) -> None:

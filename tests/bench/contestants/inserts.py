@@ -14,7 +14,7 @@ from runhistd.daemon.commit import CHECKPOINT_BYTES
 from runhistd.model.events import Accepted, Event
 from runhistd.store import sql
 from runhistd.store.database import PAGE_BYTES, open_writer
-from runhistd.store.rows import event_row
+from runhistd.store.rows import rows_of
 
 from . import REQUEST_EVENTS, event
 
@@ -44,7 +44,7 @@ class Table:
         self._wal_bytes = 0
         self._position = self._kept = 0
         new = Accepted(Event(type="tool:result", data=Raw(json.dumps(event(1)["data"]).encode())), "note", None, 1)
-        self._row = event_row(1, 0, 1, 1, uuid4().bytes, new, time.time_ns() // 1000)
+        (self._row,) = rows_of([new], 0, 0, 0, 1, uuid4().bytes, time.time_ns() // 1000)
 
     def _insert(self, events: int) -> int:
         rows = []

@@ -1,0 +1,1 @@
+-- No table changes. From here on `history.position` may lie behind the newest event, which earlier versions do not know.
