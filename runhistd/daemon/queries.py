@@ -1,10 +1,11 @@
 """The methods that read, one reply each.
 
-Each reads in a thread, with one of a few read-only connections, and answers with the wire's own types.
+Each reads a page with one of a few read-only connections, and answers with the wire's own types.
 """
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
@@ -23,6 +24,8 @@ from .users import whose
 if TYPE_CHECKING:
     from .service import Service
 
+Read = Callable[..., Awaitable[Any]]
+
 LIST_LIMIT = 50
 MAX_LIST_LIMIT = 1000
 
@@ -30,13 +33,13 @@ MAX_LIST_LIMIT = 1000
 async def get_artifacts(service: Service, peer: Peer, call: control_calls.GetArtifacts) -> Any:
     page = whole_page(call.page)
     arguments = (call.name, int(page or 0), limit_of(call.limit, MAX_LIST_LIMIT))
-    rows, next_after_seq = await service.read(blobs.artifacts, whose(peer, call.uid), *name_of(call), *arguments)
+    rows, next_after_seq = await service.read_page(blobs.artifacts, whose(peer, call.uid), *name_of(call), *arguments)
     next_page = None if next_after_seq is None else str(next_after_seq)
     return {"artifacts": rows, "next_page": next_page}
 
 
 async def get_run(service: Service, peer: Peer, call: control_calls.GetRun) -> Any:
-    run, detail = await service.read(reader.get_run, whose(peer, call.uid), *name_of(call))
+    run, detail = await service.read_page(reader.get_run, whose(peer, call.uid), *name_of(call))
     return {"run": run, "detail": detail}
 
 
@@ -66,20 +69,20 @@ async def list_runs(service: Service, peer: Peer, call: control_calls.ListRuns) 
             if getattr(call, member) is not None:
                 raise InvalidParameter(member)  # they name within one user's runs
     everyone = None if call.all_users else uid
-    page = await service.read(reader.list_runs, everyone, wanted, whole_page(call.page), limit_of(call.limit))
+    page = await service.read_page(reader.list_runs, everyone, wanted, whole_page(call.page), limit_of(call.limit))
     return {"runs": page.runs, "next_page": page.next_page, "total": page.total}
 
 
 async def list_interrupted(service: Service, peer: Peer, call: control_calls.ListInterrupted) -> Any:
     wanted = RunFilter(namespace=call.namespace, agent_id=call.agent_id, workflow=call.workflow)
     arguments = (whose(peer, call.uid), wanted, whole_page(call.page), limit_of(call.limit))
-    runs, next_page = await service.read(reader.list_interrupted, *arguments)
+    runs, next_page = await service.read_page(reader.list_interrupted, *arguments)
     return {"runs": runs, "next_page": next_page}
 
 
 async def get_steps(service: Service, peer: Peer, call: control_calls.GetSteps) -> Any:
     arguments = (whose(peer, call.uid), *name_of(call), whole_page(call.page), limit_of(call.limit, MAX_LIST_LIMIT))
-    steps, next_page = await service.read(reader.get_steps, *arguments)
+    steps, next_page = await service.read_page(reader.get_steps, *arguments)
     return {"steps": steps, "next_page": next_page}
 
 
@@ -87,18 +90,18 @@ async def get_usage(service: Service, peer: Peer, call: control_calls.GetUsage) 
     if call.page is not None:
         check_usage_page(call.page)
     arguments = (whose(peer, call.uid), *name_of(call), call.page, limit_of(call.limit, MAX_LIST_LIMIT))
-    total, rows, next_page = await service.read(reader.get_usage, *arguments)
+    total, rows, next_page = await service.read_page(reader.get_usage, *arguments)
     return {"total": total, "rows": rows, "next_page": next_page}
 
 
 async def get_events(service: Service, peer: Peer, call: control_calls.GetEvents) -> Any:
-    return await read_events(service, peer, call, call.after_seq or 0)
+    return await read_events(service.read_page, peer, call, call.after_seq or 0)
 
 
-async def read_events(service: Service, peer: Peer, call: control_calls.GetEvents, after_seq: int) -> dict[str, Any]:
-    """The reply with one page of a run's events behind that seq."""
+async def read_events(read: Read, peer: Peer, call: control_calls.GetEvents, after_seq: int) -> dict[str, Any]:
+    """The reply with one page of a run's events behind that seq, read in one of the service's ways."""
     check_kinds(call.kinds)
-    events, next_after_seq, gaps = await service.read(
+    events, next_after_seq, gaps = await read(
         reader.get_events,
         whose(peer, call.uid),
         *name_of(call),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import trio
@@ -200,8 +201,18 @@ class Service:
 
     async def read(self, function: Callable[..., T], *arguments: Any, **options: Any) -> T:
         """Call a function of the reader with a connection of its own, in a thread. Raises Busy, Damaged."""
-        try:
+        with self._noting_damage():
             return await self.readers.read(function, *arguments, **options)
+
+    async def read_page(self, function: Callable[..., T], *arguments: Any, **options: Any) -> T:
+        """The same for what reads a page: at once, if that takes no longer than a commit may."""
+        with self._noting_damage():
+            return await self.readers.read_page(function, *arguments, **options)
+
+    @contextmanager
+    def _noting_damage(self) -> Iterator[None]:
+        try:
+            yield
         except DamagedDatabase as damage:
             self.note_damage(damage)
             raise Damaged(self.recover) from damage

@@ -29,14 +29,14 @@ _encode = msgspec.json.Encoder().encode
 
 async def stream_events(service: Service, connection: Connection, call: control_calls.GetEvents) -> None:
     """GetEvents with `more`: page after page up to where the run is now."""
-    first = await read_events(service, connection.peer, call, call.after_seq or 0)  # may still refuse
+    first = await read_events(service.read, connection.peer, call, call.after_seq or 0)  # may still refuse
 
     async def pages() -> None:
         page = first
         while (next_after_seq := page["next_after_seq"]) is not None:
             await connection.send_now(connection.machine.send_reply(page, continues=True))
             try:
-                page = await read_events(service, connection.peer, call, next_after_seq)
+                page = await read_events(service.read, connection.peer, call, next_after_seq)
             except NoSuchRun as refusal:  # it was deleted meanwhile
                 connection.add_reply().refuse(refusal)
                 await connection.sent(0)

@@ -22,7 +22,7 @@ from .contents import sync_directory
 SCHEMA_VERSION = 7
 PAGE_BYTES = 4096
 CACHE_KIB = 16 * 1024  # pages of live runs' index leaves; the daemon stays under 60 MB idle
-LOOK_STEPS = 20_000  # of SQLite's machine, between two looks whether a read may go on
+LOOK_STEPS = 20_000  # of SQLite's machine, between two looks whether a read may go on: about a millisecond
 BUSY_TIMEOUT_MS = 2000  # the only other writer could be a person with a SQLite shell
 
 Reader = apsw.Connection  # for those who hand a connection from one function of the store to another, and no more
@@ -102,10 +102,10 @@ def open_writer(database: Path) -> apsw.Connection:
     return connection
 
 
-def open_reader(database: Path) -> apsw.Connection:
-    """A read-only connection, for one thread at a time."""
+def open_reader(database: Path, busy_ms: int = BUSY_TIMEOUT_MS) -> apsw.Connection:
+    """A read-only connection, for one thread at a time. It waits so long for a lock that another program has."""
     connection = apsw.Connection(str(database), flags=apsw.SQLITE_OPEN_READONLY)
-    connection.set_busy_timeout(BUSY_TIMEOUT_MS)
+    connection.set_busy_timeout(busy_ms)
     connection.execute("PRAGMA query_only = 1")
     return connection
 
@@ -117,19 +117,26 @@ def is_full(error: apsw.Error) -> bool:
 
 @contextmanager
 def telling_damage() -> Iterator[None]:
-    """Turn what SQLite says of a damaged file in the block into DamagedDatabase, and of an end by `end_reads` into
-    ReadCutOff."""
+    """Turn what SQLite says of a damaged file in the block into DamagedDatabase."""
     try:
         yield
-    except apsw.InterruptError as error:
-        raise ReadCutOff from error
     except (apsw.CorruptError, apsw.NotADBError) as error:
         raise DamagedDatabase(str(error)) from error
 
 
-def end_reads(connection: apsw.Connection, when: Callable[[], bool]) -> None:
-    """End whatever the connection reads as soon as `when()`, which is asked every millisecond or so, says so."""
-    connection.set_progress_handler(when, LOOK_STEPS)
+@contextmanager
+def telling_cut_off() -> Iterator[None]:
+    """The same, and turn an end by `end_reads`, or a lock that was not given in time, into ReadCutOff."""
+    try:
+        with telling_damage():
+            yield
+    except (apsw.InterruptError, apsw.BusyError) as error:
+        raise ReadCutOff from error
+
+
+def end_reads(connection: apsw.Connection, when: Callable[[], bool], steps: int) -> None:
+    """End whatever the connection reads as soon as `when()`, asked every so many steps of SQLite's machine, says so."""
+    connection.set_progress_handler(when, steps)
 
 
 def read_history(connection: apsw.Connection) -> tuple[str, Counters]:

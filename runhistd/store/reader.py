@@ -1,11 +1,11 @@
 """Reading. Every function runs one short read transaction on a read-only connection and returns the wire's own types.
 
-The daemon calls these in threads. Rows come back as they were committed: a reader never sees half a batch.
+The daemon calls these at once or in threads. Rows come back as they were committed: a reader never sees half a batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -205,7 +205,8 @@ def get_events(
         if from_checkpoint:
             ((checkpoint_seq,),) = connection.execute(sql.CHECKPOINT_SEQ, (run,))
             after_seq = max(after_seq, (checkpoint_seq or 1) - 1)
-        events, more = _events_of_run(connection, run, after_seq, types, kinds, limit, limit_bytes)
+        wanted = EventFilter(namespace, run_id, types=types, kinds=kinds)
+        events, more = _events_of_run(connection, run, wanted, after_seq, limit, limit_bytes)
         next_after_seq = events[-1].seq if more else None
         page = {"run": run, "after_seq": after_seq, "until_seq": next_after_seq or NEWEST, **_kind_bindings(None, kinds)}
         gaps = [Gap(*row) for row in connection.execute(sql.COMPACTIONS_OF_PAGE, page)]
@@ -224,12 +225,13 @@ def events_after(
             if run is None:
                 return _with_gaps(connection, uid, filter, position, [], head, limit)
             after_seq = _last_seq_before(connection, run, position)
-            events, more = _events_of_run(connection, run, after_seq, filter.types, filter.kinds, limit, limit_bytes)
+            events, more = _events_of_run(connection, run, filter, after_seq, limit, limit_bytes)
             until = head
         else:
             until = min(head, position + SCAN_POSITIONS)
             wanted = {**_event_bindings(uid, filter), "position": position, "until": until, "limit": limit + 1}
-            events, more = _take(connection.execute(sql.EVENTS_AFTER, wanted), limit, limit_bytes)
+            rows = connection.execute(sql.EVENTS_AFTER, wanted)
+            events, more = _take((stored_event(row[0], row[1], row[2:]) for row in rows), limit, limit_bytes)
         until = events[-1].position if more else until
         return _with_gaps(connection, uid, filter, position, events, until, limit, is_whole=run is not None)
 
@@ -355,22 +357,24 @@ def _kind_bindings(types: frozenset[str] | None, kinds: frozenset[str] | None) -
 def _events_of_run(
     connection: apsw.Connection,
     run: int,
+    filter: EventFilter,
     after_seq: int,
-    types: frozenset[str] | None,
-    kinds: frozenset[str] | None,
     limit: int,
     limit_bytes: int,
 ) -> tuple[list[StoredEvent], bool]:
-    wanted = {"run": run, "after_seq": after_seq, "limit": limit + 1, **_kind_bindings(types, kinds)}
-    return _take(connection.execute(sql.EVENTS_OF_RUN, wanted), limit, limit_bytes)
+    """Events of the one run that the filter names."""
+    assert filter.namespace is not None and filter.run_id is not None
+    namespace, run_id = filter.namespace, filter.run_id
+    wanted = {"run": run, "after_seq": after_seq, "limit": limit + 1, **_kind_bindings(filter.types, filter.kinds)}
+    rows = connection.execute(sql.EVENTS_OF_RUN, wanted)
+    return _take((stored_event(namespace, run_id, row) for row in rows), limit, limit_bytes)
 
 
-def _take(rows: apsw.Cursor, limit: int, limit_bytes: int) -> tuple[list[StoredEvent], bool]:
+def _take(found: Iterable[StoredEvent], limit: int, limit_bytes: int) -> tuple[list[StoredEvent], bool]:
     """Events up to the limits, at least one if there is one, and whether more follow."""
     events: list[StoredEvent] = []
     taken_bytes = 0
-    for row in rows:
-        event = stored_event(row[0], row[1], row[2:])
+    for event in found:
         taken_bytes += len(memoryview(event.data))
         if events and (len(events) == limit or taken_bytes > limit_bytes):
             return events, True

@@ -385,7 +385,7 @@ USAGE_TOTALS: Final = f"SELECT {_AMOUNTS} FROM runs WHERE run = ?"  # noqa: S608
 
 # The data as bytes: text would be decoded only to be encoded again.
 _EVENT_COLUMNS: Final = """
-  namespace, run_id, position, run, seq, events.epoch, type, kind, key, writer, n, step_id, attempt, usage, time_us,
+  position, run, seq, events.epoch, type, kind, key, writer, n, step_id, attempt, usage, time_us,
   received_us, CAST(data AS BLOB), data_blob, data_size
 """
 _EVENT_WANTED: Final = """
@@ -393,8 +393,8 @@ _EVENT_WANTED: Final = """
   AND (:kinds IS NULL OR kind IN (SELECT value FROM json_each(:kinds)))
 """
 EVENTS_OF_RUN: Final = f"""
-SELECT {_EVENT_COLUMNS} FROM events JOIN runs USING (run)
-WHERE events.run = :run AND seq > :after_seq AND {_EVENT_WANTED} ORDER BY seq LIMIT :limit
+SELECT {_EVENT_COLUMNS} FROM events WHERE run = :run AND seq > :after_seq AND {_EVENT_WANTED}
+ORDER BY seq LIMIT :limit
 """  # noqa: S608
 HEAD_POSITION: Final = f"SELECT {_NEWEST_POSITION} FROM history"  # noqa: S608
 CHECKPOINT_SEQ: Final = "SELECT checkpoint_seq FROM runs WHERE run = ?"
@@ -402,7 +402,7 @@ CHECKPOINT_SEQ: Final = "SELECT checkpoint_seq FROM runs WHERE run = ?"
 POSITION_OF_SEQ: Final = "SELECT seq, position FROM events WHERE run = ? AND seq >= ? ORDER BY seq LIMIT 1"
 LAST_SEQ: Final = "SELECT last_seq FROM runs WHERE run = ?"
 EVENTS_AFTER: Final = f"""
-SELECT {_EVENT_COLUMNS} FROM events CROSS JOIN runs USING (run)
+SELECT namespace, run_id, {_EVENT_COLUMNS} FROM events CROSS JOIN runs USING (run)
 WHERE uid = :uid AND events.position > :position AND events.position <= :until
   AND (:namespace IS NULL OR namespace = :namespace) AND (:run_id IS NULL OR run_id = :run_id)
   AND (:agent_id IS NULL OR agent_id = :agent_id)

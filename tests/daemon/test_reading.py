@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import sqlite3
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +25,14 @@ if TYPE_CHECKING:
     from tests.conftest import Daemon
 
 ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n"
+LOCKING = """
+import sqlite3, sys
+connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+connection.execute("BEGIN EXCLUSIVE")
+print("locked", flush=True)
+sys.stdin.read()
+"""
 BIG = {"type": "output", "data": {"text": "x" * 60_000}}
 
 
@@ -63,6 +74,55 @@ async def test_all_reads_are_ended_at_once_when_they_hold_up_the_log(readers: Re
             readers.end_all()
             await trio.sleep(0.01)
     assert await readers.read(query, "SELECT 1") == 1
+
+
+async def test_a_page_is_read_on_the_loops_own_thread(readers: Readers) -> None:
+    def thread(connection: apsw.Connection) -> int:
+        assert query(connection, "SELECT 1") == 1
+        return threading.get_ident()
+
+    assert await readers.read_page(thread) == threading.get_ident()
+    assert await readers.read(thread) != threading.get_ident()
+
+
+async def test_a_page_that_takes_longer_is_read_again_in_a_thread(
+    readers: Readers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "AT_ONCE_S", -1.0)
+    threads = []
+
+    def count(connection: apsw.Connection) -> Any:
+        threads.append(threading.get_ident())
+        return query(connection, ENDLESS.replace("FROM n)", "FROM n LIMIT 1000)"))
+
+    assert await readers.read_page(count) == 1000
+    assert threads[0] == threading.get_ident() != threads[1]
+    assert readers.cut_off == 0, "nobody was told to try again"
+
+
+async def test_reads_have_no_more_than_a_share_of_the_loops_time(
+    readers: Readers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "SHARE", 0.0)
+    monkeypatch.setattr(reading, "BURST_S", 1e-9)
+    here = [await readers.read_page(lambda connection: threading.get_ident()) == threading.get_ident() for _ in range(3)]
+    assert here == [True, False, False]
+
+
+@contextmanager
+def locked(database: Path) -> Iterator[None]:
+    """The database for the block in the hands of a program that lets nobody else read."""
+    command = [sys.executable, "-c", LOCKING, str(database)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as outside:
+        assert outside.stdout is not None and outside.stdout.readline() == b"locked\n"
+        yield
+        outside.communicate()
+
+
+async def test_whoever_another_program_locks_out_is_told_to_try_again(readers: Readers, tmp_path: Path) -> None:
+    with locked(tmp_path / "history.db"), pytest.raises(Busy):
+        await readers.read_page(query, "SELECT count(*) FROM runs")
+    assert await readers.read_page(query, "SELECT count(*) FROM runs") == 0
 
 
 def test_a_reader_outside_makes_the_log_grow_and_status_says_how_to_find_it(daemon: Daemon) -> None:
