@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from typing import List, NoReturn, Optional, Sequence
+from typing import Any, Callable, List, NoReturn, Optional, Sequence
 
 OK, FAILED, USAGE, NO_SUCH_RUN, REFUSED, UNREACHABLE, TIMED_OUT, INTERRUPTED = 0, 1, 2, 3, 4, 5, 6, 130
 
@@ -87,12 +87,13 @@ def parse(words: List[str]) -> argparse.Namespace:
     if chosen == "resume" and "--" in words:  # argparse cannot tell an optional RUN's options from a command's
         at = words.index("--")
         words, behind_dashes = words[:at], words[at + 1 :]
+    named = words[:1] == [chosen] and chosen in COMMANDS  # then nobody asks for the others, which take time to make
     for name, text in COMMANDS.items():
         if name == chosen:
             module = import_module(f"runhist.cli.{name}")
             module.add_parser(subparsers)
             subparsers.choices[name].set_defaults(run_command=module.run, behind_dashes=behind_dashes)
-        else:
+        elif not named:
             subparsers.add_parser(name, help=text, add_help=False)
     return parser.parse_args(words)
 
@@ -101,14 +102,39 @@ def command_parser(name: str) -> argparse.ArgumentParser:
     """The parser of one command."""
     from importlib import import_module
 
-    subparsers = argparse.ArgumentParser(prog="runhist").add_subparsers()
+    subparsers = _Parser(prog="runhist").add_subparsers()
     import_module(f"runhist.cli.{name}").add_parser(subparsers)
     parser: argparse.ArgumentParser = subparsers.choices[name]
     return parser
 
 
 class _Parser(argparse.ArgumentParser):
-    """Arguments may be recorded text that a script hands on: a complaint shows them escaped."""
+    """Arguments may be recorded text that a script hands on: a complaint shows them escaped.
+
+    argparse makes a formatter for each argument that is added, and the terminal's width, which only help needs, costs the
+    import of shutil.
+    """
+
+    def __init__(
+        self, *, formatter_class: Callable[..., argparse.HelpFormatter] = argparse.HelpFormatter, **options: Any
+    ) -> None:
+        self._width = 80
+        super().__init__(formatter_class=lambda prog: formatter_class(prog, width=self._width), **options)
+
+    def format_help(self) -> str:
+        """What --help prints."""
+        self._measure()
+        return super().format_help()
+
+    def format_usage(self) -> str:
+        """The first line of a complaint."""
+        self._measure()
+        return super().format_usage()
+
+    def _measure(self) -> None:
+        import shutil
+
+        self._width = shutil.get_terminal_size().columns - 2
 
     def error(self, message: str) -> NoReturn:
         from .render import escaped
