@@ -28,7 +28,7 @@ from .sweep import Sweeper
 logger = logging.getLogger("runhistd.collect")
 
 JITTER = 0.1
-PIECE_RUNS = 8  # that are deleted together, which takes about a millisecond
+PIECE_RUNS = 8  # that are deleted together, which takes about half a millisecond
 PIECE_BYTES = 64 * 1024  # of events that are dropped together
 SKIPPED = f"{MAX_AGE_DAYS}: the wall clock has jumped"
 

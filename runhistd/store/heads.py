@@ -120,9 +120,10 @@ class Heads:
         self._runs[run.name] = run
         self.touch(run)
 
-    def drop(self, run: CachedRun) -> None:
+    def drop(self, name: Name) -> None:
         """Forget a run that is deleted; nothing of it is unsaved."""
-        if self._runs.pop(run.name, None) is not None:
+        run = self._runs.pop(name, None)
+        if run is not None:
             self.parts -= run.parts
 
     def touch(self, run: CachedRun) -> None:

@@ -133,6 +133,11 @@ SAVE_HISTORY: Final = "UPDATE history SET position = ?, epoch = ?, run = ?, low_
 
 # --- removing ---
 
+# A run as a decision to delete it must find it.
+TO_DELETE: Final = """
+SELECT run, status, coalesce(closed_us, updated_us), run IN (SELECT run FROM pins) FROM runs
+WHERE uid = ? AND namespace = ? AND run_id = ?
+"""
 INSERT_TOMBSTONE: Final = """
 INSERT INTO tombstones (run, uid, namespace, run_id, agent_id, team_run_id, lease_key, epoch, first_position,
   last_position, rule, deleted_us, cleared)
@@ -148,33 +153,40 @@ FIND_TOMBSTONE: Final = """
 SELECT lease_key, rule, deleted_us FROM tombstones WHERE uid = ? AND namespace = ? AND run_id = ? ORDER BY run DESC
 """
 UNCLEARED: Final = "SELECT run, uid FROM tombstones WHERE cleared = 0 ORDER BY run LIMIT ?"
-_RUNS: Final = "run IN (SELECT value FROM json_each(:runs))"
-SET_CLEARED: Final = f"UPDATE tombstones SET cleared = 1 WHERE {_RUNS}"  # noqa: S608
+_UNCLEARED_UP_TO: Final = "cleared = 0 AND run <= :last_run"
+SET_CLEARED: Final = f"UPDATE tombstones SET cleared = 1 WHERE {_UNCLEARED_UP_TO}"  # noqa: S608
 # What an event counts for: `bytes_of` in the model says why.
 _EVENT_BYTES: Final = f"""octet_length(data) + coalesce(octet_length(usage), 0) + coalesce(octet_length(key), 0)
   + {EVENT_BYTES}"""
 
 
+_OF_UNCLEARED: Final = f"USING (run) WHERE {_UNCLEARED_UP_TO}"
+_UNCLEARED_WITH: Final = "tombstones INDEXED BY tombstones_uncleared CROSS JOIN"
+
+
 def _clear(table: str, key: str, size: str) -> str:
-    """How the next rows of some runs are removed from a table; what comes back is whose they were, and their bytes."""
-    return f"""DELETE FROM {table} WHERE ({key}) IN (SELECT {key} FROM {table} WHERE {_RUNS} LIMIT :limit)
-    RETURNING run, {size}"""  # noqa: S608
+    """How the next rows of uncleared runs are removed from a table; what comes back is whose they were, and their bytes."""
+    rows = f"SELECT {key} FROM {_UNCLEARED_WITH} {table} {_OF_UNCLEARED} LIMIT :limit"  # noqa: S608
+    return f"DELETE FROM {table} WHERE ({key}) IN ({rows}) RETURNING run, {size}"  # noqa: S608
 
 
 CLEAR_EVENTS: Final = _clear("events", "position", _EVENT_BYTES)
-# The parts of runs.
-CLEAR_PARTS: Final = (
-    CLEAR_EVENTS,
-    _clear("documents", "run, name", "length(document)"),
-    _clear("steps", "run, step_id, attempt", "100"),
-    _clear("usage", "run, step_id, attempt, provider, model", "100"),
-    _clear("usage_marks", "run, response_id", "100"),
-    _clear("writers", "run, writer", "30"),
-    _clear("keys", "run, key", "length(key) + 20"),
-    _clear("holders", "run, pid, identity, boot_id", "60"),
-    _clear("compactions", "run, kind", "60"),
-    _clear("blob_uses", "run, sha256", "60"),
-)
+# The parts of runs, by their tables.
+CLEAR_PARTS: Final = {
+    "events": CLEAR_EVENTS,
+    "documents": _clear("documents", "run, name", "length(document)"),
+    "steps": _clear("steps", "run, step_id, attempt", "100"),
+    "usage": _clear("usage", "run, step_id, attempt, provider, model", "100"),
+    "usage_marks": _clear("usage_marks", "run, response_id", "100"),
+    "writers": _clear("writers", "run, writer", "30"),
+    "keys": _clear("keys", "run, key", "length(key) + 20"),
+    "holders": _clear("holders", "run, pid, identity, boot_id", "60"),
+    "compactions": _clear("compactions", "run, kind", "60"),
+    "blob_uses": _clear("blob_uses", "run, sha256", "60"),
+}
+_THERE: Final = (f"EXISTS (SELECT 1 FROM {_UNCLEARED_WITH} {table} {_OF_UNCLEARED})" for table in CLEAR_PARTS)  # noqa: S608
+# Which of them there are, at a fraction of what it costs to find nothing to remove.
+UNCLEARED_PARTS: Final = f"SELECT {', '.join(_THERE)}"
 # What may be dropped: it has no effect on what the run amounts to, and no key that must go on telling a repeat.
 _DROPPABLE: Final = "run = :run AND kind = :kind AND key IS NULL AND usage IS NULL"
 DROP_EVENTS: Final = f"""
