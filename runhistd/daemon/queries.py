@@ -14,7 +14,7 @@ from runhistd.model.errors import InvalidParameter, PermissionDenied
 from runhistd.model.events import KINDS, MAX_COUNT, STATUSES
 from runhistd.model.ids import check_name
 from runhistd.model.views import RunFilter
-from runhistd.store import blobs, reader
+from runhistd.store import blobs, event_reader, run_reader
 
 from . import control_calls
 from .follow import PAGE_BYTES, PAGE_EVENTS
@@ -39,7 +39,7 @@ async def get_artifacts(service: Service, peer: Peer, call: control_calls.GetArt
 
 
 async def get_run(service: Service, peer: Peer, call: control_calls.GetRun) -> Any:
-    run, detail = await service.read_page(reader.get_run, whose(peer, call.uid), *name_of(call))
+    run, detail = await service.read_page(run_reader.get_run, whose(peer, call.uid), *name_of(call))
     return {"run": run, "detail": detail}
 
 
@@ -69,20 +69,20 @@ async def list_runs(service: Service, peer: Peer, call: control_calls.ListRuns) 
             if getattr(call, member) is not None:
                 raise InvalidParameter(member)  # they name within one user's runs
     everyone = None if call.all_users else uid
-    page = await service.read_page(reader.list_runs, everyone, wanted, whole_page(call.page), limit_of(call.limit))
+    page = await service.read_page(run_reader.list_runs, everyone, wanted, whole_page(call.page), limit_of(call.limit))
     return {"runs": page.runs, "next_page": page.next_page, "total": page.total}
 
 
 async def list_interrupted(service: Service, peer: Peer, call: control_calls.ListInterrupted) -> Any:
     wanted = RunFilter(namespace=call.namespace, agent_id=call.agent_id, workflow=call.workflow)
     arguments = (whose(peer, call.uid), wanted, whole_page(call.page), limit_of(call.limit))
-    runs, next_page = await service.read_page(reader.list_interrupted, *arguments)
+    runs, next_page = await service.read_page(run_reader.list_interrupted, *arguments)
     return {"runs": runs, "next_page": next_page}
 
 
 async def get_steps(service: Service, peer: Peer, call: control_calls.GetSteps) -> Any:
     arguments = (whose(peer, call.uid), *name_of(call), whole_page(call.page), limit_of(call.limit, MAX_LIST_LIMIT))
-    steps, next_page = await service.read_page(reader.get_steps, *arguments)
+    steps, next_page = await service.read_page(run_reader.get_steps, *arguments)
     return {"steps": steps, "next_page": next_page}
 
 
@@ -90,7 +90,7 @@ async def get_usage(service: Service, peer: Peer, call: control_calls.GetUsage) 
     if call.page is not None:
         check_usage_page(call.page)
     arguments = (whose(peer, call.uid), *name_of(call), call.page, limit_of(call.limit, MAX_LIST_LIMIT))
-    total, rows, next_page = await service.read_page(reader.get_usage, *arguments)
+    total, rows, next_page = await service.read_page(run_reader.get_usage, *arguments)
     return {"total": total, "rows": rows, "next_page": next_page}
 
 
@@ -102,7 +102,7 @@ async def read_events(read: Read, peer: Peer, call: control_calls.GetEvents, aft
     """The reply with one page of a run's events behind that seq, read in one of the service's ways."""
     check_kinds(call.kinds)
     events, next_after_seq, gaps = await read(
-        reader.get_events,
+        event_reader.get_events,
         whose(peer, call.uid),
         *name_of(call),
         after_seq=after_seq,

@@ -17,7 +17,7 @@ from runhistd.model.errors import Damaged, InvalidParameter, Refusal, ShuttingDo
 from runhistd.model.importing import Import
 from runhistd.model.lease import Claim
 from runhistd.model.retention import Decision, Policy
-from runhistd.store import blobs, reader
+from runhistd.store import blobs, garbage
 from runhistd.store.database import DamagedDatabase
 from runhistd.store.log import Request
 
@@ -218,7 +218,7 @@ class Service:
             raise Damaged(self.recover) from damage
 
     async def _garbage(self, policy: Policy, at_us: int, trust_clock: bool) -> list[Decision]:
-        return await self.read(reader.garbage, policy, at_us, trust_clock=trust_clock)
+        return await self.read(garbage.find, policy, at_us, trust_clock=trust_clock)
 
     async def _collect_blobs(self) -> int:
         if not self._blobs_cleaned:  # what a crash left

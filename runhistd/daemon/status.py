@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import runhistd
 from runhistd.model.views import StatusCount, Trouble
-from runhistd.store import blobs, reader
+from runhistd.store import blobs, run_reader
 
 from . import control_calls
 from .server import Peer
@@ -36,7 +36,7 @@ async def get_status(service: Service, peer: Peer, call: control_calls.GetStatus
     counts: list[StatusCount] = []
     blob_count = blob_bytes = 0
     if service.damage is None:
-        counts = await service.read(reader.count_statuses, peer.uid)
+        counts = await service.read(run_reader.count_statuses, peer.uid)
         blob_count, blob_bytes = await service.read(blobs.totals)
     wal = database.with_name(f"{database.name}-wal")
     sorted_us = sorted(service.committer.latencies_us) or [0]

@@ -11,7 +11,7 @@ import trio
 
 from runhistd.model.errors import InvalidParameter, NoSuchRun, PositionExpired, ShuttingDown
 from runhistd.model.views import EventFilter
-from runhistd.store import blobs, reader
+from runhistd.store import blobs, event_reader
 
 from . import control_calls
 from .follow import PAGE_BYTES, PAGE_EVENTS, Page, encode_event, encode_gap, follow
@@ -77,12 +77,12 @@ async def stream_follow(service: Service, connection: Connection, call: control_
         if call.cursor.instance_id not in (None, service.instance_id) or position > tail.position:
             raise PositionExpired(service.instance_id, tail.position)
     elif call.tail:
-        position = await service.read(reader.tail_position, uid, wanted, call.tail)
+        position = await service.read(event_reader.tail_position, uid, wanted, call.tail)
     inbox = tail.open_inbox(uid, wanted) if call.published else None
 
     async def read(behind: int) -> Page:
         options = {"limit": PAGE_EVENTS, "limit_bytes": PAGE_BYTES}
-        found = await service.read(reader.events_after, uid, wanted, behind, **options)
+        found = await service.read(event_reader.events_after, uid, wanted, behind, **options)
         events = ((event.position, encode_event(event)) for event in found.events)
         return Page.of(events, found.looked_at, map(encode_gap, found.gaps))
 

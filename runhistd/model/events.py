@@ -37,7 +37,6 @@ EMPTY: Final = Raw(b"{}")
 TERMINAL_STATUS: Final = {"run.completed": "completed", "run.failed": "failed", "run.cancelled": "cancelled"}
 TERMINAL: Final = frozenset(TERMINAL_STATUS.values())
 STATUSES: Final = ("pending", "running", "paused", "incomplete", "completed", "failed", "cancelled")
-STEP_STATUSES: Final = ("running", "completed", "failed", "skipped", "unfinished")
 STEP_ENDS: Final = {
     "step.completed": "completed",
     "step.failed": "failed",

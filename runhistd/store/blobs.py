@@ -19,6 +19,7 @@ from ..model.events import Accepted
 from ..model.views import ArtifactRow
 from . import sql
 from .heads import CachedRun
+from .names import run_number
 from .paging import page_of
 from .tally import Tally
 
@@ -122,9 +123,7 @@ def artifacts(
 
     Paths are resolved against the run's root. Raises NoSuchRun, NoSuchArtifact.
     """
-    run = connection.execute(sql.RUN_NUMBER, (uid, namespace, run_id)).get
-    if run is None:
-        raise NoSuchRun(namespace, run_id)
+    run = run_number(connection, (uid, namespace, run_id))
     if name is not None:
         row = connection.execute(sql.ARTIFACT_NAMED, {"run": run, "name": name}).fetchone()
         if row is None:

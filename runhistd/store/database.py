@@ -116,6 +116,16 @@ def is_full(error: apsw.Error) -> bool:
 
 
 @contextmanager
+def snapshot(connection: apsw.Connection) -> Iterator[None]:
+    """One read transaction: everything read inside belongs to the same commit."""
+    connection.execute("BEGIN")
+    try:
+        yield
+    finally:
+        connection.execute("ROLLBACK")
+
+
+@contextmanager
 def telling_damage() -> Iterator[None]:
     """Turn what SQLite says of a damaged file in the block into DamagedDatabase."""
     try:

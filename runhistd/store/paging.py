@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 PAGE_CHARS = 1024 * 1024  # as JSON they may take six times that, and a client takes replies of 16 MiB
+NEWEST = 2**63 - 1  # beyond every run, seq and position
 
 Row = tuple[Any, ...]
 

@@ -23,8 +23,8 @@ from ..model.run import ZERO, Head, fold
 from . import sql
 from .blobs import used_by
 from .contents import BLOBS_NAME, path_of
+from .database import open_reader, snapshot
 from .heads import CachedRun, run_from_row
-from .reader import open_reader, snapshot
 from .rows import blob_of, usage_of
 from .tally import load
 

@@ -12,8 +12,7 @@ import pytest
 from runhistd.model.artifacts import KeepBlob
 from runhistd.store import backup, contents
 from runhistd.store.backup import Backup, BackupFault, Progress, back_up
-from runhistd.store.database import read_history
-from runhistd.store.reader import open_reader
+from runhistd.store.database import open_reader, read_history
 from runhistd.store.verify import verify
 from tests.store.histories import UID, History, event
 

@@ -12,7 +12,7 @@ from runhistd.model.events import Usage
 from runhistd.model.removal import Compact, Delete, Pin
 from runhistd.model.retention import MAX_AGE_DAYS, MAX_BYTES, MAX_RUNS, Policy
 from runhistd.model.views import EventFilter, Gap
-from runhistd.store import prune, reader
+from runhistd.store import event_reader, garbage, prune, run_reader
 from runhistd.store.database import open_reader
 from runhistd.store.prune import Compacted
 from tests.store.histories import UID, History, event, keyed
@@ -56,14 +56,14 @@ def kinds(connection: apsw.Connection) -> list[tuple[int, str]]:
 
 def test_what_has_no_effect_goes_and_the_rest_stays(history: History, connection: apsw.Connection) -> None:
     closed_us = chatty(history)
-    before = reader.get_run(connection, UID, "default", "r")
+    before = run_reader.get_run(connection, UID, "default", "r")
     compact(history, "output", closed_us)
     compact(history, "note", closed_us)
     assert kinds(connection) == [
         *((1, "run.started"), (2, "step.started")),
         *((7, "output"), (8, "note"), (9, "run.completed")),
     ], "an event with usage counts, and one with a key must go on telling a repeat"
-    assert reader.get_run(connection, UID, "default", "r") == before
+    assert run_reader.get_run(connection, UID, "default", "r") == before
     assert history.differences() == []
 
 
@@ -79,7 +79,7 @@ def test_data_that_is_content_counts_with_what_is_dropped_and_is_used_no_more(
     closed_us = history.now_us
     assert history.differences() != [], "there are no files"
     policy = Policy({MAX_RUNS: None, MAX_AGE_DAYS: None, MAX_BYTES: None}, 7, (), {"output": 1})
-    (decision,) = reader.garbage(connection, policy, closed_us + 2 * 86_400_000_000, trust_clock=True)
+    (decision,) = garbage.find(connection, policy, closed_us + 2 * 86_400_000_000, trust_clock=True)
     assert 8_000_000 < decision.bytes < 8_001_000
     compact(history, "output", closed_us)
     used = connection.execute("SELECT sha256 FROM blob_uses").fetchall()
@@ -110,7 +110,7 @@ def test_readers_and_followers_hear_of_the_gap(history: History, connection: aps
     options = {"types": None, "from_checkpoint": False, "limit": 2}
 
     def page(after_seq: int, kinds: frozenset[str] | None = None) -> tuple[list[int], list[Gap]]:
-        events, _, gaps = reader.get_events(
+        events, _, gaps = event_reader.get_events(
             connection, UID, "default", "r", after_seq=after_seq, kinds=kinds, **options  # type: ignore[arg-type]
         )
         return [one.seq for one in events], gaps
@@ -121,7 +121,7 @@ def test_readers_and_followers_hear_of_the_gap(history: History, connection: aps
     assert page(2, frozenset({"note"})) == ([6, 8], [])
 
     def follow(position: int, **wanted: str | frozenset[str]) -> list[Gap]:
-        return reader.events_after(
+        return event_reader.events_after(
             connection, UID, EventFilter(**wanted), position, limit=100, limit_bytes=MANY  # type: ignore[arg-type]
         ).gaps
 

@@ -23,7 +23,8 @@ from runhistd.model.errors import (
 from runhistd.model.holder import Holder
 from runhistd.model.lease import Release
 from runhistd.model.views import EventFilter, Interrupted, Run, RunDetail, RunFilter
-from runhistd.store import reader
+from runhistd.store import event_reader, run_reader
+from runhistd.store.database import open_reader
 from runhistd.store.leases import Begun, Buried, Claimed, Released
 from runhistd.store.log import Appended, Batch
 from tests.store.histories import OWNER, UID, History, append, begin, claim, death, event, keyed
@@ -37,27 +38,27 @@ def run(history: History, run_id: str = "r") -> Run:
 
 
 def both(history: History, run_id: str = "r") -> tuple[Run, RunDetail]:
-    connection = reader.open_reader(history.database)
+    connection = open_reader(history.database)
     try:
-        return reader.get_run(connection, UID, "default", run_id)
+        return run_reader.get_run(connection, UID, "default", run_id)
     finally:
         connection.close()
 
 
 def events(history: History, run_id: str = "r") -> list[tuple[str, dict[str, Any]]]:
-    connection = reader.open_reader(history.database)
+    connection = open_reader(history.database)
     try:
         options: dict[str, Any] = {"after_seq": 0, "from_checkpoint": False, "types": None, "kinds": None, "limit": 1000}
-        found, _, _ = reader.get_events(connection, UID, "default", run_id, **options)
+        found, _, _ = event_reader.get_events(connection, UID, "default", run_id, **options)
         return [(one.kind, json.loads(bytes(one.data))) for one in found]
     finally:
         connection.close()
 
 
 def interrupted(history: History) -> list[Interrupted]:
-    connection = reader.open_reader(history.database)
+    connection = open_reader(history.database)
     try:
-        return reader.list_interrupted(connection, UID, RunFilter(), None, 100)[0]
+        return run_reader.list_interrupted(connection, UID, RunFilter(), None, 100)[0]
     finally:
         connection.close()
 
@@ -341,12 +342,12 @@ def test_the_runs_of_a_team_are_listed_and_followed_in_one_order(history: Histor
     b = history.begin("b", team_id="t", team_run_id="T", team_epoch=1)
     history.append("b", b, 1, event())
     history.append("a", a, 1, event())
-    connection = reader.open_reader(history.database)
-    page = reader.list_runs(connection, UID, RunFilter(team_run_id="T"), None, 10)
+    connection = open_reader(history.database)
+    page = run_reader.list_runs(connection, UID, RunFilter(team_run_id="T"), None, 10)
     assert [one.run_id for one in page.runs] == ["b", "a"]
-    page = reader.list_runs(connection, UID, RunFilter(team_id="t", status=("failed",)), None, 10)
+    page = run_reader.list_runs(connection, UID, RunFilter(team_id="t", status=("failed",)), None, 10)
     assert page.runs == []
     wanted = EventFilter(team_run_id="T")
-    found, _, _ = reader.events_after(connection, UID, wanted, 0, limit=10, limit_bytes=10**6)
+    found, _, _ = event_reader.events_after(connection, UID, wanted, 0, limit=10, limit_bytes=10**6)
     assert [(one.run_id, one.seq) for one in found] == [("a", 1), ("b", 1), ("b", 2), ("a", 2)]
     connection.close()

@@ -16,7 +16,8 @@ from runhistd.model.errors import Refusal
 from runhistd.model.events import DAEMON_KINDS, Event, Usage
 from runhistd.model.holder import Holder
 from runhistd.model.lease import Claim, Death, Release
-from runhistd.store import heads, reader
+from runhistd.store import event_reader, heads, run_reader
+from runhistd.store.database import open_reader
 from runhistd.store.leases import Claimed
 from runhistd.store.log import Appended
 from tests.store.histories import OWNER, UID, History, append, begin, event
@@ -144,9 +145,9 @@ def test_any_interleaving_leaves_the_projection_equal_to_the_fold(steps: list[tu
 
 def check_stored_once(history: History, sender: Sender) -> None:
     """No n twice, none above what was acknowledged, and usage that adds up."""
-    connection = reader.open_reader(history.database)
+    connection = open_reader(history.database)
     for run_id in RUNS:
-        stored, _, _ = reader.get_events(
+        stored, _, _ = event_reader.get_events(
             connection, UID, "default", run_id, after_seq=1, from_checkpoint=False, types=None, kinds=None, limit=10_000
         )
         names = [(sent.writer, sent.n) for sent in stored if sent.kind not in DAEMON_KINDS]
@@ -154,7 +155,7 @@ def check_stored_once(history: History, sender: Sender) -> None:
         for writer in WRITERS:
             highest = max((n or 0 for of, n in names if of == writer), default=0)
             assert highest <= sender.acknowledged.get((run_id, writer), 0)
-        total, rows, _ = reader.get_usage(connection, UID, "default", run_id, None, 1000)
+        total, rows, _ = run_reader.get_usage(connection, UID, "default", run_id, None, 1000)
         assert total.input_tokens == sum(row.usage.input_tokens for row in rows)
         assert total.cost_microcents == sum(row.usage.cost_microcents for row in rows)
     connection.close()

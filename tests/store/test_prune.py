@@ -12,7 +12,7 @@ from runhistd.model.errors import NoSuchRun, RunDeleted, RunLive, StaleEpoch
 from runhistd.model.events import STATUSES, Usage
 from runhistd.model.removal import Clear, Compact, Delete, Pin, check_deletable
 from runhistd.model.views import EventFilter, Gap, RunFilter
-from runhistd.store import prune, reader
+from runhistd.store import event_reader, prune, run_reader
 from runhistd.store.database import open_reader
 from runhistd.store.leases import Begun
 from runhistd.store.log import Appended, Failed, Request
@@ -63,7 +63,7 @@ def rows_left(connection: apsw.Connection) -> dict[str, int]:
 
 
 def after(connection: apsw.Connection, position: int, **wanted: str) -> tuple[list[str], list[tuple[str | None, int, int]]]:
-    found = reader.events_after(connection, UID, EventFilter(**wanted), position, limit=1000, limit_bytes=MANY)  # type: ignore[arg-type]
+    found = event_reader.events_after(connection, UID, EventFilter(**wanted), position, limit=1000, limit_bytes=MANY)  # type: ignore[arg-type]
     return [e.run_id for e in found.events], [(gap.run_id, gap.from_position, gap.to_position) for gap in found.gaps]
 
 
@@ -71,8 +71,8 @@ def test_a_deleted_run_is_gone_for_every_reader_at_once(history: History, connec
     closed_run(history, "r", notes=2000)
     assert history.apply(delete("r")) == [Deleted(True)]
     with pytest.raises(NoSuchRun):
-        reader.get_run(connection, UID, "default", "r")
-    assert reader.list_runs(connection, UID, RunFilter(), None, 10).runs == []
+        run_reader.get_run(connection, UID, "default", "r")
+    assert run_reader.list_runs(connection, UID, RunFilter(), None, 10).runs == []
     assert after(connection, 0)[0] == []
     assert rows_left(connection)["events"] > 2000
 
@@ -207,9 +207,9 @@ def test_followers_hear_of_the_gap_once_and_in_its_place(history: History, conne
     assert after(connection, 3) == (["t"], [])
     assert after(connection, 0, run_id="s") == (["s"], [])
     assert after(connection, 0, namespace="default", run_id="r") == ([], [("r", 1, 3)])
-    found = reader.events_after(connection, UID, EventFilter(), 0, limit=1, limit_bytes=MANY)
+    found = event_reader.events_after(connection, UID, EventFilter(), 0, limit=1, limit_bytes=MANY)
     assert (found.looked_at, found.gaps) == (2, []), "a gap comes with the page that its end is on"
-    (gap,) = reader.events_after(connection, UID, EventFilter(), 2, limit=1, limit_bytes=MANY).gaps
+    (gap,) = event_reader.events_after(connection, UID, EventFilter(), 2, limit=1, limit_bytes=MANY).gaps
     assert gap.rule == "max_age_days"
 
 
@@ -226,7 +226,7 @@ def test_more_gaps_than_a_page_holds_come_one_page_after_the_other(history: Hist
     history.apply(*(delete(f"r{i}") for i in range(7)))
     seen, runs, position = [], [], 0
     while position < history.log.position:
-        found = reader.events_after(connection, UID, EventFilter(), position, limit=3, limit_bytes=MANY)
+        found = event_reader.events_after(connection, UID, EventFilter(), position, limit=3, limit_bytes=MANY)
         seen += [gap.run_id for gap in found.gaps]
         runs += [e.run_id for e in found.events]
         position = found.looked_at
@@ -245,12 +245,13 @@ def test_old_tombstones_merge_into_one_low_water_gap(
         history.apply(delete(f"r{i}"))
         clear_all(history)
     history.begin("s")
-    found = reader.events_after(connection, UID, EventFilter(), 0, limit=100, limit_bytes=MANY)
+    found = event_reader.events_after(connection, UID, EventFilter(), 0, limit=100, limit_bytes=MANY)
     low_water = connection.execute("SELECT low_water FROM history").get
     assert found.gaps[0] == Gap(None, None, 1, low_water, "forgotten")
     assert 2 <= len(found.gaps) - 1 <= 4
     assert low_water < found.gaps[1].from_position
-    assert reader.events_after(connection, UID, EventFilter(), low_water, limit=100, limit_bytes=MANY).gaps == found.gaps[1:]
+    behind = event_reader.events_after(connection, UID, EventFilter(), low_water, limit=100, limit_bytes=MANY)
+    assert behind.gaps == found.gaps[1:]
     (alone,) = [after(connection, 0, namespace="default", run_id="s")]
     assert alone == (["s"], []), "a run that exists has lost nothing"
 
@@ -296,7 +297,7 @@ def test_removals_share_a_transaction_with_the_appends_around_them(history: Hist
     assert commits.count == 1
     assert [outcomes[i] for i in (1, 3, 6)] == [Deleted(True), Deleted(False), Deleted(True)]
     assert isinstance(outcomes[2], RunLive)
-    assert [found.run_id for found in reader.list_runs(connection, UID, RunFilter(), None, 10).runs] == ["live", "s"]
+    assert [found.run_id for found in run_reader.list_runs(connection, UID, RunFilter(), None, 10).runs] == ["live", "s"]
     assert history.differences() == []
     clear_all(history)
     assert history.differences() == []
@@ -315,7 +316,7 @@ def test_a_name_goes_through_several_runs_in_one_batch(history: History, connect
     assert [bool(held.holders) for held in done.held] == [False] * 4 + [True], "no process holds what ended, or is gone"
     assert done.gaps
     assert after(connection, 0) == (["r"] * 4, [("r", 1, 5), ("r", 6, 10)])
-    assert reader.get_run(connection, UID, "default", "r")[0].title == "3"
+    assert run_reader.get_run(connection, UID, "default", "r")[0].title == "3"
     clear_all(history)
     assert history.differences() == []
     history.reopen(clean=False)
@@ -341,7 +342,7 @@ def test_a_removal_that_fails_takes_no_other_with_it(history: History, connectio
     done = history.apply(*batch)
     assert done[0] == done[3] == Deleted(True)
     assert isinstance(done[1], Appended) and isinstance(done[2], Failed)
-    assert [found.run_id for found in reader.list_runs(connection, UID, RunFilter(), None, 10).runs] == ["live", "bad"]
+    assert [found.run_id for found in run_reader.list_runs(connection, UID, RunFilter(), None, 10).runs] == ["live", "bad"]
     assert history.differences() == []
 
 
@@ -378,6 +379,6 @@ def test_positions_whose_events_are_gone_are_never_given_again(history: History,
     clear_all(history)
     history.reopen(clean=False)
     assert connection.execute("SELECT count(*) FROM events").get == 0
-    assert (history.log.position, reader.tail_position(connection, UID, EventFilter(), 0)) == (newest, newest)
+    assert (history.log.position, event_reader.tail_position(connection, UID, EventFilter(), 0)) == (newest, newest)
     assert history.log.apply([begin("s")], 5).events[0].rows[0][POSITION] == newest + 1
     assert history.differences() == []

@@ -138,11 +138,6 @@ class ClientConnection:
         self._encode = encode
         self._open: Deque[Call] = deque()
 
-    @property
-    def open_calls(self) -> int:
-        """How many calls wait for their last reply."""
-        return len(self._open)
-
     def send_call(self, method: str, parameters: Any, *, more: bool = False, oneway: bool = False) -> bytes:
         """The bytes of a call. ProtocolError while a `more` call is open: it owns the connection until it ends."""
         if self._open and self._open[-1].more:
