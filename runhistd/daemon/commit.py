@@ -36,7 +36,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 from uuid import uuid4
 
@@ -46,7 +46,6 @@ from attrs import frozen
 from runhistd.config import Config
 from runhistd.model.errors import Damaged, InternalError, Refusal
 from runhistd.model.publish import Publish
-from runhistd.model.removal import Clear
 from runhistd.store.imports import Imported
 from runhistd.store.leases import Begun, Buried, Claimed, Released
 from runhistd.store.live import Shown
@@ -164,7 +163,7 @@ class Committer:
         if self._log is None:
             slot.settle(Damaged("runhistd verify"))
             return
-        uid = _user_of(request)
+        uid = request.uid
         self._queue.add((request, slot, size), uid, slot.connection, size)
         self._queued_bytes += size
         self._queued_bytes_of[uid] += size
@@ -294,14 +293,16 @@ class Committer:
             self._last_served = writes
             self.commits += 1
             self.latencies_us.append(int(self._last_commit_s * 1_000_000))
-        senders: dict[Sender, None] = {}
+        senders: dict[Sender | None, None] = {}
+        sizes: defaultdict[int | None, int] = defaultdict(int)
         for (request, slot, size), outcome in zip(taken, batch.outcomes, strict=True):
-            self._forget_bytes(_user_of(request), size)
             slot.settle(_isolate(outcome) if isinstance(outcome, Failed) else outcome)
-            if slot.connection is not None:
-                senders[slot.connection] = None
+            senders[slot.connection] = None
+            sizes[request.uid] += size
         for sender in senders:
-            sender.flush()
+            if sender is not None:
+                sender.flush()
+        self._forget_bytes(sizes)
         self._room.unpark_all()
         self._on_commit(batch)
         if trio.current_time() >= self._next_beat_s:
@@ -309,11 +310,12 @@ class Committer:
         if self._log is not None and self._log.wal_bytes >= CHECKPOINT_BYTES:
             self._checkpoint(truncate=self._log.wal_bytes >= TRUNCATE_BYTES)
 
-    def _forget_bytes(self, uid: int | None, size: int) -> None:
-        self._queued_bytes -= size
-        self._queued_bytes_of[uid] -= size
-        if not self._queued_bytes_of[uid]:
-            del self._queued_bytes_of[uid]
+    def _forget_bytes(self, sizes: Mapping[int | None, int]) -> None:
+        for uid, size in sizes.items():
+            self._queued_bytes -= size
+            self._queued_bytes_of[uid] -= size
+            if not self._queued_bytes_of[uid]:
+                del self._queued_bytes_of[uid]
 
     def _checkpoint(self, *, truncate: bool) -> None:
         if self._log is not None and self._log.wal_bytes:
@@ -321,11 +323,6 @@ class Committer:
             self._log.checkpoint(truncate=truncate)
             if self._log.wal_bytes > self._bounds.wal_bytes:
                 self.on_long_wal()
-
-
-def _user_of(request: Request) -> int | None:
-    """Whose the request is; None when it is about no user's runs."""
-    return None if isinstance(request, Clear) else request.uid
 
 
 def _is_write(request: Request) -> bool:

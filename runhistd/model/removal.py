@@ -27,8 +27,9 @@ class Delete(Struct, frozen=True):
 
 
 class Clear(Struct, frozen=True):
-    """A request to clear away some rows of deleted runs."""
+    """A request to clear away some rows of deleted runs, whoever they belonged to."""
 
+    uid: None = None
 
 class Compact(Struct, frozen=True):
     """A request to drop some events of that kind from a run, if it is still closed since then and not pinned."""
