@@ -102,8 +102,13 @@ class _Bounded:
     def call(self, function: Callable[..., T], *arguments: Any, **options: Any) -> T:
         """Call it with the connection. Raises ReadCutOff, DamagedDatabase."""
         self.began_s = time.monotonic()
-        with telling_cut_off():
-            return function(self.connection, *arguments, **options)
+        try:
+            with telling_cut_off():
+                return function(self.connection, *arguments, **options)
+        finally:
+            if self.connection.in_transaction:  # its end was cut off too
+                self.began_s = float("inf")
+                self.connection.execute("ROLLBACK")
 
 
 def _is_over_at_once(began_s: float) -> bool:

@@ -19,6 +19,7 @@ from runhistd.daemon import reading
 from runhistd.daemon.reading import Readers
 from runhistd.model.errors import Busy
 from runhistd.store.database import open_writer
+from runhistd.store.reader import snapshot
 from tests.acceptance.test_append import begin, connect, request
 
 if TYPE_CHECKING:
@@ -46,6 +47,20 @@ def readers(tmp_path: Path) -> Iterator[Readers]:
 
 def query(connection: apsw.Connection, statement: str) -> Any:
     return connection.execute(statement).get
+
+
+async def test_a_read_that_is_cut_off_leaves_its_connection_as_it_was(
+    readers: Readers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "AT_ONCE_STEPS", 1)
+
+    def cut_off_in_a_snapshot(connection: apsw.Connection) -> Any:
+        with snapshot(connection):
+            monkeypatch.setattr(reading, "AT_ONCE_S", -1.0)
+            return connection.execute("SELECT 1").get
+
+    assert await readers.read_page(cut_off_in_a_snapshot) == 1  # in a thread, after all
+    assert readers._at_once is not None and not readers._at_once.connection.in_transaction
 
 
 async def test_a_read_that_goes_on_for_too_long_is_busy_and_the_next_one_is_not(
