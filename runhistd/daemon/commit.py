@@ -303,7 +303,8 @@ class Committer:
             if sender is not None:
                 sender.flush()
         self._forget_bytes(sizes)
-        self._room.unpark_all()
+        if self._room:
+            self._room.unpark_all()
         self._on_commit(batch)
         if trio.current_time() >= self._next_beat_s:
             self._beat()

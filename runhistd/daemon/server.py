@@ -226,30 +226,31 @@ class Connection:
 
     def flush(self) -> None:
         """Send the replies that are ready, all in one call of the kernel, without waiting."""
-        if not self._unsent and not (self._replies and self._replies[0].frame is not None):
-            return
-        while self._replies and self._replies[0].frame is not None:
-            frame = self._replies.popleft().frame or b""
-            if not self._broken:
-                self._unsent += frame
+        while self._replies and (frame := self._replies[0].frame) is not None:
+            self._replies.popleft()
+            self._unsent += frame
         if self._unsent and not self._broken:
-            try:
-                sent = os.write(self.descriptor, self._unsent)
-                del self._unsent[:sent]
-            except BlockingIOError:
-                pass
-            except OSError as error:
-                if error.errno not in (errno.EPIPE, errno.ECONNRESET, errno.EBADF):
-                    logger.warning("cannot send", exc_info=error)
-                self._broken = True
-            if self._peer_died and len(self._unsent) > MAX_UNSENT_BYTES:
-                self._broken = True  # whoever inherited the socket does not read either
-            if self._broken:
-                self._unsent.clear()
-            elif self._unsent:
-                self._blocked.set()
-            self._note_held()
-        self._progress.unpark_all()
+            self._send()
+        if self._broken:
+            self._unsent.clear()
+        if self._progress:
+            self._progress.unpark_all()
+
+    def _send(self) -> None:
+        try:
+            sent = os.write(self.descriptor, self._unsent)
+            del self._unsent[:sent]
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.ECONNRESET, errno.EBADF):
+                logger.warning("cannot send", exc_info=error)
+            self._broken = True
+        if self._peer_died and len(self._unsent) > MAX_UNSENT_BYTES:
+            self._broken = True  # whoever inherited the socket does not read either
+        if self._unsent and not self._broken:
+            self._blocked.set()
+        self._note_held()
 
     async def _write_rest(self) -> None:
         while True:
