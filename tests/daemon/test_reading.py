@@ -18,8 +18,7 @@ import trio
 from runhistd.daemon import reading
 from runhistd.daemon.reading import Readers
 from runhistd.model.errors import Busy
-from runhistd.store.database import open_writer
-from runhistd.store.reader import snapshot
+from runhistd.store.database import open_writer, snapshot
 from tests.acceptance.test_append import begin, connect, request
 
 if TYPE_CHECKING:
