@@ -28,7 +28,8 @@ _NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 # Digits taken for zeros, a number is within a double's range unless it has 200 digits in a row or an exponent of three.
 # Translating and looking for plain bytes takes a tenth of the time of a regular expression that says the same.
 _AS_ZEROS = bytes.maketrans(b"123456789E", b"000000000e")
-_LARGE_EXPONENTS = (b"0e000", b"0e+000")
+_PLUS = b"+"  # is left out, so that one search is enough
+_LARGE_EXPONENT = b"0e000"
 _MANY_DIGITS = b"0" * 200
 _LONG_NUMBER = re.compile(rb"(?<![0-9.])[0-9.]{200}[0-9.]*+(?:[eE][+-]?[0-9]+)?")
 _AS_LISTS = bytes.maketrans(b"{}", b"[]")
@@ -48,21 +49,17 @@ def is_shallow(text: bytes) -> bool:
 
 def has_plain_numbers(text: bytes) -> bool:
     """Whether a glance at the text, strings and all, shows that every number in it is within a double's range."""
-    zeros = text.translate(_AS_ZEROS)
-    return _MANY_DIGITS not in zeros and not _has_large_exponents(zeros)
+    zeros = text.translate(_AS_ZEROS, _PLUS)
+    return _LARGE_EXPONENT not in zeros and _MANY_DIGITS not in zeros
 
 
 def _are_in_range(text: bytes) -> bool:
-    zeros = text.translate(_AS_ZEROS)
+    zeros = text.translate(_AS_ZEROS, _PLUS)
     if _MANY_DIGITS in zeros:
         long_numbers = _LONG_NUMBER.finditer(_STRINGS.sub(b" ", text))
         if not all(math.isfinite(float(number[0])) for number in long_numbers):
             return False
-    return not _has_large_exponents(zeros) or _decodes(text)
-
-
-def _has_large_exponents(zeros: bytes) -> bool:
-    return any(exponent in zeros for exponent in _LARGE_EXPONENTS)
+    return _LARGE_EXPONENT not in zeros or _decodes(text)
 
 
 def _decodes(text: bytes) -> bool:
