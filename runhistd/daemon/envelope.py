@@ -19,7 +19,7 @@ class MalformedCall(Exception):
         self.parameter = parameter
 
 
-class Envelope(Struct, frozen=True, forbid_unknown_fields=True):
+class Envelope(Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     """A varlink call."""
 
     method: str

@@ -50,16 +50,21 @@ def is_shallow(text: bytes) -> bool:
 def has_plain_numbers(text: bytes) -> bool:
     """Whether a glance at the text, strings and all, shows that every number in it is within a double's range."""
     zeros = text.translate(_AS_ZEROS, _PLUS)
-    return _LARGE_EXPONENT not in zeros and _MANY_DIGITS not in zeros
+    return not _holds(zeros, _LARGE_EXPONENT) and not _holds(zeros, _MANY_DIGITS)
 
 
 def _are_in_range(text: bytes) -> bool:
     zeros = text.translate(_AS_ZEROS, _PLUS)
-    if _MANY_DIGITS in zeros:
+    if _holds(zeros, _MANY_DIGITS):
         long_numbers = _LONG_NUMBER.finditer(_STRINGS.sub(b" ", text))
         if not all(math.isfinite(float(number[0])) for number in long_numbers):
             return False
-    return _LARGE_EXPONENT not in zeros or _decodes(text)
+    return not _holds(zeros, _LARGE_EXPONENT) or _decodes(text)
+
+
+def _holds(text: bytes, part: bytes) -> bool:
+    """`part in text`, which takes several times as long: it asks first whether `part` is a number, by an exception."""
+    return text.find(part) >= 0
 
 
 def _decodes(text: bytes) -> bool:
@@ -83,7 +88,7 @@ def _is_deep(bare: bytes) -> bool:
 
 def holds_nul(text: bytes) -> bool:
     r"""Whether a string of the JSON text holds U+0000, which it can only do as \u0000."""
-    return b"\\u0000" in text and _NUL.search(text) is not None
+    return _holds(text, b"\\u0000") and _NUL.search(text) is not None
 
 
 def check_nul(text: bytes, where: str = "") -> None:

@@ -41,7 +41,7 @@ class BeginCall(Struct, frozen=True, forbid_unknown_fields=True):
     caller_pid: Pid | None = None
 
 
-class AppendCall(Struct, frozen=True, forbid_unknown_fields=True):
+class AppendCall(Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     """Append."""
 
     run_id: str

@@ -56,7 +56,7 @@ class StoredKey(Struct, frozen=True):
     content: Content
 
 
-class Append(Struct, frozen=True):
+class Append(Struct, frozen=True, gc=False):
     """A request to store events. `writer` and `first_n` come together; without them every event needs a key.
 
     `holder` is the process that sends; None when nobody is known to be alive behind it, as for what a dead process left.

@@ -54,7 +54,7 @@ FOREIGN_EPOCH = 0  # never granted: of a lease_key that is not that of the run's
 _LEASE_ENDS = TERMINAL | {"paused"}
 
 
-class Appended(Struct, frozen=True):
+class Appended(Struct, frozen=True, gc=False):
     """Events are stored. first_seq and last_seq are None when all of them had been stored before."""
 
     first_seq: int | None
@@ -70,7 +70,7 @@ class Failed(Struct, frozen=True):
     error: Exception
 
 
-class Committed(Struct, frozen=True):
+class Committed(Struct, frozen=True, gc=False):
     """Events of one run, stored one behind the other, with what followers are chosen by."""
 
     uid: int

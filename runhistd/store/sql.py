@@ -82,10 +82,8 @@ SAVE_MARK: Final = f"""
 INSERT OR REPLACE INTO usage_marks (run, response_id, {_AMOUNTS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)
 """  # noqa: S608
 
-INSERT_EVENT: Final = """
-INSERT INTO events (position, run, seq, epoch, type, kind, key, writer, n, step_id, attempt, usage, time_us,
-  received_us, data, data_blob, data_size) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, CAST(? AS TEXT), ?, ?)
-"""
+# All columns in their order. Short, because apsw looks its text up again for every row.
+INSERT_EVENT: Final = "INSERT INTO events VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,CAST(? AS TEXT),?,?)"
 LOAD_WRITER: Final = "SELECT last_n FROM writers WHERE run = ? AND writer = ?"
 SAVE_WRITER: Final = "INSERT OR REPLACE INTO writers (run, writer, last_n) VALUES (?, ?, ?)"
 INSERT_KEY: Final = "INSERT INTO keys (run, key, seq) VALUES (?, ?, ?)"
