@@ -32,7 +32,7 @@ from runhistd.model.errors import Refusal
 from runhistd.model.holder import Holder
 from runhistd.model.lease import Death
 from runhistd.model.views import Delayed
-from runhistd.store.log import Held
+from runhistd.store.heads import Held
 
 from .processes import Evidence, Exits, Process, Processes
 

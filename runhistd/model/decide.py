@@ -107,7 +107,7 @@ def decide(
         return fresh
     if lease == "none":
         _check_keys(head, request, last_n, owner_pid)
-    else:
+    elif request.epoch != head.epoch:
         _check_epoch(head, request, last_n, fresh, owner_pid)
     _check_status(head, fresh, lease, request.reopens)
     _check_open_steps(head, fresh)
@@ -162,8 +162,7 @@ def _check_keys(head: Head, request: Append, last_n: int, owner_pid: int | None)
 
 
 def _check_epoch(head: Head, request: Append, last_n: int, fresh: list[Accepted], owner_pid: int | None) -> None:
-    if request.epoch == head.epoch:
-        return
+    """A sender of another epoch than the run's is stale; one of none may only add what anybody may."""
     if request.epoch is not None:
         raise StaleEpoch(head.epoch, owner_pid, last_n)
     for new in fresh:

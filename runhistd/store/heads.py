@@ -13,6 +13,7 @@ from uuid import UUID
 
 import apsw
 import msgspec
+from msgspec import Struct
 
 from ..model.decide import StoredKey
 from ..model.errors import TooLarge
@@ -32,6 +33,15 @@ Name = tuple[int, str, str]
 """uid, namespace, run_id."""
 
 encode = msgspec.json.Encoder().encode
+
+
+class Held(Struct, frozen=True):
+    """All the processes that hold a run's lease."""
+
+    uid: int
+    namespace: str
+    run_id: str
+    holders: frozenset[Holder]
 
 
 class CachedRun:
@@ -134,10 +144,6 @@ class Heads:
         """Note that the run's lease, or who holds it, changes in this batch."""
         run.lease_changed = True
         self.touch(run)
-
-    def changed_leases(self) -> list[CachedRun]:
-        """The runs whose leases, or their holders, were changed in this batch."""
-        return [run for run in self._touched.values() if run.lease_changed]
 
     def team_epoch(self, uid: int, team_run_id: str | None) -> int:
         """The highest epoch seen of a team's execution; 0 for none."""
@@ -252,9 +258,13 @@ class Heads:
             else:
                 execute(sql.DELETE_DOCUMENT, (number, name))
 
-    def saved(self) -> None:
-        """What changed is in the tables: start a new account, and hold the bounds of memory."""
+    def saved(self) -> list[Held]:
+        """What changed is in the tables: start a new account, and hold the bounds of memory. Who holds now the runs of
+        which that has changed."""
+        held = []
         for run in self._touched.values():
+            if run.lease_changed:
+                held.append(Held(*run.name, frozenset(run.lease.holders)))
             run.is_new = run.lease_changed = False
             run.evidence = None
             run.touched_writers.clear()
@@ -269,6 +279,7 @@ class Heads:
         if len(self._teams) > MAX_RUNS:
             self._teams.clear()
         self.hold_bounds()
+        return held
 
     def hold_bounds(self) -> None:
         """Forget those not used for long where there are too many. Between batches: what one changes must stay."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from copy import copy
 from pathlib import Path
 from uuid import UUID
@@ -45,7 +45,7 @@ from .database import (
     read_history,
     telling_damage,
 )
-from .heads import CachedRun, Heads, Name
+from .heads import CachedRun, Heads, Held, Name
 from .rows import DATA, RUN, SEQ, Row, blob_of, rows_of, usage_of
 from .tally import Tally
 
@@ -79,15 +79,6 @@ class Committed(Struct, frozen=True, gc=False):
     agent_id: str | None
     team_run_id: str | None
     rows: list[Row]
-
-
-class Held(Struct, frozen=True):
-    """All the processes that hold a run's lease."""
-
-    uid: int
-    namespace: str
-    run_id: str
-    holders: frozenset[Holder]
 
 
 Request = Append | Begin | Claim | Release | Death | Fence | Import | Publish | prune.Removal
@@ -159,10 +150,9 @@ class EventLog:
         StorageFault, DamagedDatabase: it is unknown what is stored, and the log must be abandoned.
         """
         try:
-            with telling_damage():
-                return self._transaction(batch, now_us)
-        except DamagedDatabase:
-            raise
+            return self._transaction(batch, now_us)
+        except (apsw.CorruptError, apsw.NotADBError) as error:
+            raise DamagedDatabase(str(error)) from error
         except (*_STORAGE_ERRORS, apsw.FullError) as error:
             if not is_full(error):
                 raise StorageFault(str(error)) from error
@@ -227,14 +217,19 @@ class EventLog:
         self._connection.close()
 
     def _transaction(self, batch: Sequence[Request], now_us: int) -> Batch:
-        if not all(isinstance(request, Publish) for request in batch):
+        if not {Publish}.issuperset(map(type, batch)):
             self._connection.execute("BEGIN IMMEDIATE")
         done, recorded, removed = Batch([]), False, False
-        for removes, requests in itertools.groupby(batch, lambda request: type(request) in prune.REMOVALS):
-            if removes:
-                removed |= self._remove(requests, now_us, done)
-            else:
-                recorded |= self._record(requests, now_us, done)
+        for request in batch:
+            try:
+                if type(request) in prune.REMOVALS:
+                    recorded |= self._write(done)  # so that the removal finds it
+                    removed |= self._remove(request, now_us, done)
+                else:
+                    done.outcomes.append(self._carry_out(request, now_us))
+            except Refusal as refusal:
+                done.outcomes.append(refusal)
+        recorded |= self._write(done)
         if recorded or removed:
             self._commit(removes=removed)
         elif self._connection.in_transaction:
@@ -251,13 +246,8 @@ class EventLog:
         self.tally.committed(self._pending.position)
         self._counters = copy(self._pending)
 
-    def _record(self, requests: Iterable[Request], now_us: int, done: Batch) -> bool:
-        """Write what these requests bring, so that a removal behind them finds it; False when it was nothing new."""
-        for request in requests:
-            try:
-                done.outcomes.append(self._carry_out(request, now_us))
-            except Refusal as refusal:
-                done.outcomes.append(refusal)
+    def _write(self, done: Batch) -> bool:
+        """Write what the requests so far have brought; False when it was nothing new."""
         done.shown += self._shown
         self._shown = []
         if not self.heads.changed:
@@ -266,30 +256,24 @@ class EventLog:
         self._connection.executemany(sql.INSERT_EVENT, rows)
         self.heads.save()
         done.events += self._events
-        done.held += [Held(*run.name, frozenset(run.lease.holders)) for run in self.heads.changed_leases()]
-        self.heads.saved()
+        done.held += self.heads.saved()
         done.gaps |= self._gaps
         self._events, self._gaps = [], False
         return True
 
-    def _remove(self, requests: Iterable[Request], now_us: int, done: Batch) -> bool:
-        """Carry out removals; False when there was nothing to remove, and is nothing to sync."""
+    def _remove(self, request: Request, now_us: int, done: Batch) -> bool:
+        """Carry out a removal; False when there was nothing to remove, and is nothing to sync. Raises a Refusal."""
+        assert isinstance(request, prune.Removal)
         changes, gave_back = self._connection.total_changes(), False
-        for request in requests:
-            assert isinstance(request, prune.Removal)
-            try:
-                outcome = prune.carry_out(self, self._connection, request, now_us)
-            except Refusal as refusal:
-                done.outcomes.append(refusal)
-                continue
-            done.outcomes.append(outcome)
-            if isinstance(outcome, prune.Cleared):
-                gave_back |= outcome.pages > 0  # which is no change of a row
-            elif isinstance(outcome, prune.Compacted):
-                done.gaps |= outcome.events > 0
-            elif isinstance(request, Delete) and isinstance(outcome, prune.Deleted) and outcome.deleted:
-                done.gaps = True
-                done.held.append(Held(request.uid, request.namespace, request.run_id, frozenset()))
+        outcome = prune.carry_out(self, self._connection, request, now_us)
+        done.outcomes.append(outcome)
+        if isinstance(outcome, prune.Cleared):
+            gave_back = outcome.pages > 0  # which is no change of a row
+        elif isinstance(outcome, prune.Compacted):
+            done.gaps |= outcome.events > 0
+        elif isinstance(request, Delete) and isinstance(outcome, prune.Deleted) and outcome.deleted:
+            done.gaps = True
+            done.held.append(Held(request.uid, request.namespace, request.run_id, frozenset()))
         return gave_back or self._connection.total_changes() != changes
 
     def _carry_out(self, request: Request, now_us: int) -> Outcome:
@@ -394,7 +378,7 @@ class EventLog:
         fresh = decide(run.head, request, last_n, self.stored_keys(run, request.events), lease.state, lease.owner_pid)
         if fresh:
             self.tally.check_events(request.uid, fresh)
-            self.check_blobs(request.uid, fresh)
+            blobs.check_uses(self._connection, request.uid, fresh)
             check_team(run.head, self.heads.team_epoch(request.uid, run.head.team_run_id))
             self.join(run, request.holder if request.epoch is not None else None)
             if run.head.status == "incomplete" and request.reopens:

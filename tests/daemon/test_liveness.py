@@ -23,8 +23,8 @@ from runhistd.daemon.server import Connection, Peer
 from runhistd.model.errors import StorageFull
 from runhistd.model.holder import Holder
 from runhistd.model.lease import Death
+from runhistd.store.heads import Held
 from runhistd.store.leases import Buried
-from runhistd.store.log import Held
 
 UID = 1000
 GRACE_S = 900.0
