@@ -18,8 +18,9 @@ Whoever brings many requests at a time has them committed at once by `commit_aft
 the committer's own task.
 
 After a commit that served n requests and took long, the next one waits until n are there again or half that time has
-passed: where a sync takes milliseconds that brings all writers into every commit. A lone writer never waits. What is
-only shown takes its place in the queue, but nothing waits for it, and it makes no transaction and no figures.
+passed: where a sync takes milliseconds that brings all writers into every commit. A lone writer never waits. What the
+daemon itself asks for, such as the removals of retention, goes along with those writers and is not waited for. What is only
+shown takes its place in the queue, but nothing waits for it, and it makes no transaction and no figures.
 
 When more waits than goes into one transaction, users and their connections take turns (see `fair`). What a user may have
 waiting is bounded too: whoever reads its requests waits for room of its own, so that nobody fills the queue alone.
@@ -141,6 +142,7 @@ class Committer:
         self._queued_bytes = 0
         self._queued_bytes_of: defaultdict[int | None, int] = defaultdict(int)
         self._queued_writes = 0
+        self._queued_writers = 0
         self._left_s: float | None = None  # since when what is queued waits for more
         self._arrived = trio.lowlevel.ParkingLot()
         self._is_filled = False  # by somebody who commits it
@@ -168,6 +170,7 @@ class Committer:
         self._queued_bytes += size
         self._queued_bytes_of[uid] += size
         self._queued_writes += _is_write(request)
+        self._queued_writers += _is_writers(request, slot)
         if not self._is_filled:
             self._wake()
 
@@ -227,7 +230,8 @@ class Committer:
     @property
     def _waiting_pays(self) -> bool:
         """Whether the last commit was slow and served more writers than are there again."""
-        return self._last_commit_s >= SLOW_COMMIT_S and 0 < self._queued_writes < self._last_served
+        is_slow = self._last_commit_s >= SLOW_COMMIT_S
+        return is_slow and self._queued_writes > 0 and self._queued_writers < self._last_served
 
     def _wake(self) -> None:
         """Have the committer's task look at the queue."""
@@ -283,6 +287,7 @@ class Committer:
         self._last_now_us = max(now_us(), self._last_now_us)
         taken = self._queue.take(MAX_BATCH, MAX_BATCH_BYTES)
         self._queued_writes -= sum(_is_write(request) for request, _, _ in taken)
+        self._queued_writers -= sum(_is_writers(request, slot) for request, slot, _ in taken)
         return taken
 
     def _hand_out(self, taken: list[Waiting], batch: Batch, started_s: float) -> None:
@@ -290,7 +295,7 @@ class Committer:
         writes = sum(_is_write(request) for request, _, _ in taken)
         if writes:
             self._last_commit_s = time.perf_counter() - started_s
-            self._last_served = writes
+            self._last_served = sum(_is_writers(request, slot) for request, slot, _ in taken)
             self.commits += 1
             self.latencies_us.append(int(self._last_commit_s * 1_000_000))
         senders: dict[Sender | None, None] = {}
@@ -328,6 +333,11 @@ class Committer:
 
 def _is_write(request: Request) -> bool:
     return not isinstance(request, Publish)
+
+
+def _is_writers(request: Request, slot: Slot) -> bool:
+    """Whether it is a write of somebody who will send the next one; what the daemon itself asks for comes when it comes."""
+    return _is_write(request) and slot.connection is not None
 
 
 def _isolate(failed: Failed) -> InternalError:

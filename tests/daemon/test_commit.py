@@ -13,6 +13,7 @@ from runhistd.daemon.commit import IDLE_S, MAX_BATCH, Bounds, Committer, Outcome
 from runhistd.daemon.instance import Instance
 from runhistd.daemon.space import Space
 from runhistd.model.publish import Publish
+from runhistd.model.removal import Delete
 from runhistd.store.database import open_reader
 from runhistd.store.leases import Begun
 from runhistd.store.live import Shown
@@ -74,11 +75,36 @@ async def test_what_is_only_shown_is_neither_gathered_nor_waited_for(
         assert first.at_s == late.at_s == SLOW_S / 2
         committer._last_served, committer._last_commit_s = 2, SLOW_S
         for n, slot in ((2, first), (3, second)):
+            slot.connection = Peer()
             committer.submit(append("r", 1, n, event()), slot, 10)
         await second.settled.wait()
         assert second.at_s == SLOW_S / 2  # both are there: nobody waits longer
         nursery.cancel_scope.cancel()
     assert isinstance(late.outcome, Shown) and isinstance(first.outcome, Appended)
+
+
+async def test_what_the_daemon_asks_for_goes_along_with_the_writers_and_is_not_waited_for(
+    committer: Committer, autojump_clock: trio.testing.MockClock
+) -> None:
+    writers, removals = [Asked() for _ in range(2)], [Asked() for _ in range(8)]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(committer.run)
+        committer.submit(begin("r"), writers[0], 10)
+        await writers[0].settled.wait()
+        for slot in writers:
+            slot.connection, slot.settled = Peer(), trio.Event()
+        committer._last_served, committer._last_commit_s = 2, SLOW_S
+        for i, slot in enumerate(removals):
+            committer.submit(Delete(UID, "default", str(i)), slot, 0)
+        await trio.testing.wait_all_tasks_blocked()
+        committer.submit(append("r", 1, 1, event()), writers[0], 10)
+        await trio.sleep(1)
+        assert not removals[0].settled.is_set(), "so many writes would do, but there is only one of the writers"
+        committer.submit(append("r", 1, 2, event()), writers[1], 10)
+        await removals[0].settled.wait()
+        assert {slot.at_s for slot in (*writers, *removals)} == {1.0}, "one commit for all"
+        assert committer._last_served == 2
+        nursery.cancel_scope.cancel()
 
 
 async def test_a_log_that_a_reader_keeps_long_is_told_once_it_passes_its_bound(tmp_path: Path) -> None:
@@ -148,6 +174,7 @@ async def test_what_is_brought_together_waits_for_more_writers_where_that_pays(
     committer: Committer, autojump_clock: trio.testing.MockClock
 ) -> None:
     first, second, third = Asked(), Asked(), Asked()
+    first.connection, second.connection, third.connection = Peer(), Peer(), Peer()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(committer.run)
         await trio.testing.wait_all_tasks_blocked()
