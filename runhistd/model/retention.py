@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Iterable, Mapping
 
 from attrs import field, frozen
+from msgspec import Struct
 
 MAX_AGE_DAYS = "max_age_days"
 MAX_RUNS = "max_runs_per_agent"
@@ -42,6 +43,12 @@ class Policy:
     overrides: tuple[Override, ...] = ()
     event_days: Mapping[str, int | None] = field(factory=dict)
 
+    @property
+    def is_off(self) -> bool:
+        """Whether nothing is limited, for no run."""
+        caps = (self.limits, self.event_days, *(override.limits for override in self.overrides))
+        return all(limit is None for limits in caps for limit in limits.values())
+
     def limit(self, name: str, run: Candidate) -> tuple[int | None, int]:
         """The limit of that name for a run, and which override it comes from (-1: none)."""
         for i, override in enumerate(self.overrides):
@@ -50,9 +57,9 @@ class Policy:
         return self.limits[name], -1
 
 
-@frozen
-class Candidate:
-    """A run as retention sees it. `ended_us` is when its end was received, or when it became incomplete."""
+class Candidate(Struct, frozen=True, gc=False):
+    """A run as retention sees it; a pass looks at all that there are. `ended_us` is when its end was received, or when it
+    became incomplete."""
 
     run: int
     uid: int
@@ -62,7 +69,7 @@ class Candidate:
     workflow: str | None
     status: str
     ended_us: int
-    pinned: bool = field(converter=bool)
+    pinned: bool
 
 
 @frozen
@@ -118,7 +125,7 @@ def decide_events(
     trust_clock: bool = True,
 ) -> list[Decision]:
     """Which kinds of events are dropped from which runs, oldest first; not from those that are `done` already."""
-    if not trust_clock:
+    if not trust_clock or not policy.event_days:
         return []
     return [
         Decision(run, size_of(run, kind), f"events.{kind}", kind)

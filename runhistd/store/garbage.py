@@ -13,7 +13,9 @@ _encode = msgspec.json.Encoder().encode
 
 
 def find(connection: apsw.Connection, policy: Policy, now_us: int, *, trust_clock: bool) -> list[Decision]:
-    """The decisions, all of one commit."""
+    """The decisions, all of one commit. Without a limit nothing is looked at."""
+    if policy.is_off:
+        return []
 
     def size_of(run: Candidate) -> int:
         return int(connection.execute(sql.SIZE_OF_RUN, (run.run,)).get or 0)
@@ -23,9 +25,10 @@ def find(connection: apsw.Connection, policy: Policy, now_us: int, *, trust_cloc
 
     with snapshot(connection):
         used_bytes = int(connection.execute(sql.USED_BYTES).get)
-        candidates = [Candidate(*row) for row in connection.execute(sql.CANDIDATES, (_encode(CLOSED).decode(),))]
+        rows = connection.execute(sql.CANDIDATES, (_encode(CLOSED).decode(),))
+        candidates = [Candidate(*(*columns, bool(pinned))) for *columns, pinned in rows]
         runs = decide(candidates, policy, now_us, used_bytes=used_bytes, size_of=size_of, trust_clock=trust_clock)
-        gone = {decision.run for decision in runs}
-        left = [run for run in candidates if run not in gone]
-        done = set(connection.execute(sql.COMPACTIONS_DONE, ()))
+        gone = {decision.run.run for decision in runs}
+        left = [run for run in candidates if run.run not in gone]
+        done = set(connection.execute(sql.COMPACTIONS_DONE))
         return runs + decide_events(left, policy, now_us, done=done, size_of=size_of_kind, trust_clock=trust_clock)

@@ -32,6 +32,13 @@ def test_with_every_limit_off_nothing_goes() -> None:
     assert taken([run(i, 900) for i in range(100)], policy(), used_bytes=10**12) == []
 
 
+def test_a_policy_is_off_when_no_limit_of_any_kind_is_left() -> None:
+    lifted = Override("default", None, None, {"max_age_days": None})
+    assert policy().is_off and policy(lifted).is_off and Policy(OFF, 7, event_days={"output": None}).is_off
+    assert not policy(max_bytes=0).is_off and not Policy(OFF, 7, event_days={"output": 1}).is_off
+    assert not policy(Override("default", None, None, {"max_age_days": 1})).is_off
+
+
 def test_a_run_goes_when_its_end_is_too_long_ago() -> None:
     assert taken([run(1, 31), run(2, 30), run(3, 29)], policy(max_age_days=30)) == [(1, "max_age_days")]
 
