@@ -29,7 +29,7 @@ from uuid import uuid4
 
 import msgspec
 import trio
-from attrs import frozen
+from attrs import define, field
 
 from runhist.protocol import INTERFACE, SERVICE, FrameTooLong, ServerConnection
 from runhistd.model.errors import InternalError, InvalidParameter, Refusal, TooLarge
@@ -53,13 +53,15 @@ PUBLISH = f"{INTERFACE}.Publish"  # alone may go unanswered: what nobody sees ne
 encode = msgspec.json.Encoder().encode
 
 
-@frozen
+@define(eq=False)
 class Peer:
     """Who is at the other end, by the kernel's word. `uid` is whose runs it reads and writes; an admin may see all."""
 
     uid: int
     process: Process
     is_admin: bool = False
+    sender: Holder | None = field(init=False, default=None)
+    """The process that stood behind what was read last; None when it had died by then, whoever keeps its socket."""
 
     @property
     def pid(self) -> int:
@@ -71,10 +73,9 @@ class Peer:
         """The peer's process as a holder of leases."""
         return self.process.holder
 
-    @property
-    def sender(self) -> Holder | None:
-        """The process that stands behind what is appended now; None when it has died, whoever keeps its socket."""
-        return None if self.process.is_dead() else self.process.holder
+    def look(self) -> None:
+        """See whether the process lives, after something was read."""
+        self.sender = None if self.process.is_dead() else self.process.holder
 
 
 class Reply:
@@ -292,6 +293,7 @@ class Connection:
         self._is_taking = True
         self._received_bytes += len(received)
         self._is_over = not received
+        self.peer.look()
         self.machine.receive_data(received)
         while self._next is None and (call := self._next_call()) is not None:
             if not self._queue(call):
@@ -357,6 +359,7 @@ class Connection:
     async def _take_calls(self) -> None:
         """Carry out what has come."""
         self._is_taking = True
+        self.peer.look()
         call, self._next = self._next, None
         while call is not None or (call := self._next_call()) is not None:
             if not self._queue(call):

@@ -144,8 +144,7 @@ class Service:
         return True
 
     def _request(self, peer: Peer, call: Envelope) -> Request:
-        self._refuse_when_stopping()
-        self._refuse_when_damaged(call.method)
+        self._refuse_when_unable(call.method)
         return WRITES[call.method](self, peer, call.parameters)
 
     def _queue(self, request: Request, call: Envelope, reply: Reply) -> None:
@@ -172,8 +171,7 @@ class Service:
             reply.fail("MethodNotFound", method=method)
             return
         cls, handle = found
-        self._refuse_when_stopping()
-        self._refuse_when_damaged(call.method)
+        self._refuse_when_unable(call.method)
         asked = control_calls.structure(call.parameters, cls)
         if connection.is_broken and method.startswith(("Describe", "Get", "List", "Follow")):
             reply.frame = b""  # nobody takes what would be read; what changes something was meant, and is carried out
@@ -195,7 +193,9 @@ class Service:
         assert self.damage is not None
         raise self.damage
 
-    def _refuse_when_damaged(self, method: str) -> None:
+    def _refuse_when_unable(self, method: str) -> None:
+        if self.stopping.is_set():
+            raise ShuttingDown
         if self.damage is not None and method not in ANSWERED_WHEN_DAMAGED:
             raise Damaged(self.recover)
 
@@ -231,10 +231,6 @@ class Service:
         """Close the read-only connections, and give up what is being uploaded."""
         self.blobs.close()
         self.readers.close()
-
-    def _refuse_when_stopping(self) -> None:
-        if self.stopping.is_set():
-            raise ShuttingDown
 
 
 def names_content(request: Request) -> bool:
