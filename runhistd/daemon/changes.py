@@ -23,8 +23,8 @@ from runhistd.model.views import Retained
 
 from . import control_calls, write_calls
 from .inbox import INBOX_BYTES
+from .peer import Peer
 from .queries import name_of
-from .server import Peer
 
 if TYPE_CHECKING:
     from .service import Service

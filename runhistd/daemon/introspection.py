@@ -10,7 +10,7 @@ from runhistd.model.errors import InvalidParameter
 from runhistd.store.database import SCHEMA_VERSION
 
 from . import control_calls
-from .server import Peer
+from .peer import Peer
 from .write_calls import MAX_EVENTS
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ from runhist.protocol import INTERFACE, SERVICE
 from runhistd.store.log import Request
 
 from . import changes, control_calls, introspection, queries, streams
-from .server import PUBLISH, Connection, Peer
+from .peer import Peer
+from .server import PUBLISH, Connection
 from .status import get_status
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from runhistd.store import blobs, event_reader, run_reader
 
 from . import control_calls
 from .follow import PAGE_BYTES, PAGE_EVENTS
-from .server import Peer
+from .peer import Peer
 from .users import whose
 
 if TYPE_CHECKING:

@@ -29,15 +29,13 @@ from uuid import uuid4
 
 import msgspec
 import trio
-from attrs import define, field
 
-from runhist.protocol import INTERFACE, SERVICE, FrameTooLong, ServerConnection
+from runhist.protocol import INTERFACE, FrameTooLong, ServerConnection
 from runhistd.model.errors import InternalError, InvalidParameter, Refusal, TooLarge
-from runhistd.model.holder import Holder
 
-from .commit import Outcome
 from .envelope import Envelope, MalformedCall, decode_envelope
-from .processes import Process
+from .peer import Peer
+from .reply import Reply
 
 if TYPE_CHECKING:
     from .service import Service
@@ -51,58 +49,6 @@ LARGE_FRAME_S = 10.0  # of waiting for its bytes
 PUBLISH = f"{INTERFACE}.Publish"  # alone may go unanswered: what nobody sees need not be sent again
 
 encode = msgspec.json.Encoder().encode
-
-
-@define(eq=False)
-class Peer:
-    """Who is at the other end, by the kernel's word. `uid` is whose runs it reads and writes; an admin may see all."""
-
-    uid: int
-    process: Process
-    is_admin: bool = False
-    sender: Holder | None = field(init=False, default=None)
-    """The process that stood behind what was read last; None when it had died by then, whoever keeps its socket."""
-
-    @property
-    def pid(self) -> int:
-        """Of the process; 0 when it has none for us."""
-        return self.process.holder.pid
-
-    @property
-    def holder(self) -> Holder:
-        """The peer's process as a holder of leases."""
-        return self.process.holder
-
-    def look(self) -> None:
-        """See whether the process lives, after something was read."""
-        self.sender = None if self.process.is_dead() else self.process.holder
-
-
-class Reply:
-    """The place of one call's reply in its connection's order; a oneway call's has none, and is never sent."""
-
-    __slots__ = ("connection", "frame")
-
-    def __init__(self, connection: Connection) -> None:
-        self.connection = connection
-        self.frame: bytes | None = None
-
-    def settle(self, outcome: Outcome) -> None:
-        """Take what became of a write."""
-        if isinstance(outcome, Refusal):
-            self.refuse(outcome)
-        else:
-            self.frame = self.connection.machine.send_reply(outcome)
-
-    def refuse(self, refusal: Refusal) -> None:
-        """Answer with the typed error."""
-        name = type(refusal).__name__
-        interface = SERVICE if isinstance(refusal, InvalidParameter) else INTERFACE
-        self.frame = self.connection.machine.send_error(f"{interface}.{name}", refusal.parameters)
-
-    def fail(self, name: str, **parameters: str) -> None:
-        """Answer with an error of the varlink service itself."""
-        self.frame = self.connection.machine.send_error(f"{SERVICE}.{name}", parameters)
 
 
 class Connection:

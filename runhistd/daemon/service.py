@@ -35,9 +35,11 @@ from .intake import Intake
 from .json_stream import Unsound
 from .liveness import Liveness
 from .methods import ANSWERED_WHEN_DAMAGED, METHODS, STREAMS, WRITES
+from .peer import Peer
 from .reading import Readers
 from .reload import Reload
-from .server import Connection, Peer, Reply
+from .reply import Reply
+from .server import Connection
 from .shares import check_content
 from .spool import Spools
 from .sweep import Asked, Sweeper

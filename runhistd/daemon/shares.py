@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from runhistd.model.quota import BYTES, RUNS, Stored
 from runhistd.model.views import Share, Trouble
 
-from .server import Peer
+from .peer import Peer
 
 if TYPE_CHECKING:
     from .service import Service

@@ -12,7 +12,7 @@ from runhistd.model.views import StatusCount, Trouble
 from runhistd.store import blobs, run_reader
 
 from . import control_calls
-from .server import Peer
+from .peer import Peer
 from .shares import shares_of, shortages_of
 
 if TYPE_CHECKING:

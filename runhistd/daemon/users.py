@@ -21,8 +21,8 @@ import trio
 
 from runhistd.model.errors import PermissionDenied
 
+from .peer import Peer
 from .processes import Processes, peer_credentials
-from .server import Peer
 
 SO_PEERGROUPS = 59  # of Linux's asm-generic/socket.h; Python has no name for it
 GROUPS_BYTES = 1024  # all that Python's getsockopt takes; who is in more than 256 groups is no admin by any of them

@@ -18,8 +18,9 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from runhistd.daemon import liveness as module
 from runhistd.daemon.commit import Slot
 from runhistd.daemon.liveness import Clock, Liveness
+from runhistd.daemon.peer import Peer
 from runhistd.daemon.processes import Process, Processes
-from runhistd.daemon.server import Connection, Peer
+from runhistd.daemon.server import Connection
 from runhistd.model.errors import StorageFull
 from runhistd.model.holder import Holder
 from runhistd.model.lease import Death
