@@ -105,6 +105,7 @@ class Heads:
 
     def __init__(self, connection: apsw.Connection) -> None:
         self._connection = connection
+        self._cursor = connection.cursor()
         self._runs: OrderedDict[Name, CachedRun] = OrderedDict()
         self.parts = 0  # steps and marks in memory, of all runs
         self._touched: dict[int, CachedRun] = {}
@@ -207,7 +208,7 @@ class Heads:
 
     def save(self) -> None:
         """Write every row that changed since the last save. The caller commits."""
-        execute, executemany = self._connection.execute, self._connection.executemany
+        execute, executemany = self._cursor.execute, self._cursor.executemany
         progress: list[tuple[object, ...]] = []
         writers: list[tuple[object, ...]] = []
         for run in self._touched.values():

@@ -112,6 +112,7 @@ class EventLog:
 
     def __init__(self, connection: apsw.Connection) -> None:
         self._connection = connection
+        self._cursor = connection.cursor()
         self.heads = Heads(connection)
         self.instance_id, self._counters = read_history(connection)
         self._pending = copy(self._counters)
@@ -218,7 +219,7 @@ class EventLog:
 
     def _transaction(self, batch: Sequence[Request], now_us: int) -> Batch:
         if not {Publish}.issuperset(map(type, batch)):
-            self._connection.execute("BEGIN IMMEDIATE")
+            self._cursor.execute("BEGIN IMMEDIATE")
         done, recorded, removed = Batch([]), False, False
         for request in batch:
             try:
@@ -242,7 +243,7 @@ class EventLog:
         pending, counters = self._pending, self._counters
         if removes or (pending.epoch, pending.run) != (counters.epoch, counters.run):  # see sql.READ_HISTORY
             self._connection.execute(sql.SAVE_COUNTERS, msgspec.structs.astuple(pending))
-        self._connection.execute("COMMIT")
+        self._cursor.execute("COMMIT")
         self.tally.committed(self._pending.position)
         self._counters = copy(self._pending)
 
@@ -253,7 +254,7 @@ class EventLog:
         if not self.heads.changed:
             return False
         rows = itertools.chain.from_iterable(committed.rows for committed in self._events)
-        self._connection.executemany(sql.INSERT_EVENT, rows)
+        self._cursor.executemany(sql.INSERT_EVENT, rows)
         self.heads.save()
         done.events += self._events
         done.held += self.heads.saved()
