@@ -156,6 +156,11 @@ class Committer:
         self.commits = 0
 
     @property
+    def last_commit_s(self) -> float:
+        """How long the last commit took."""
+        return self._last_commit_s
+
+    @property
     def waiting(self) -> int:
         """How many requests are not committed yet."""
         return len(self._queue)

@@ -73,7 +73,7 @@ class Service:
         self.intake = Intake(committer)
         self.tail = tail
         self.liveness = liveness
-        self.sweeper = Sweeper(committer.submit, self._collect_blobs)
+        self.sweeper = Sweeper(committer, self._collect_blobs)
         self.blobs = Blobs(instance.state_dir, self.sweeper, functools.partial(check_content, self))
         self.blobs.on_full = lambda: committer.space.note_refused(1, now_us())
         clocks = RememberedClocks(Clocks(), instance.state_dir / CLOCKS_NAME)

@@ -2,14 +2,15 @@
 
 The sweeper looks at its start, since a crash may have interrupted it, and whenever a run was deleted. It asks the
 committer for one small piece after the other and waits for each. A piece goes into the transaction of the appends that it
-meets. Before the next one there is a pause as long as the piece took: whatever a piece costs, all removing together takes
-no more than half of the committer's time, and writers wait for one piece at most.
+meets. Before the next one there is a pause as long as that took: whatever a piece costs, all removing together takes no more
+than half of the committer's time, and writers wait for one piece at most.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
 
 import trio
 
@@ -23,6 +24,17 @@ from .commit import Outcome, Slot
 logger = logging.getLogger("runhistd.sweep")
 
 RETRY_S = 60.0  # after a refusal, which only a full disk brings about
+
+
+class Commits(Protocol):
+    """What the committer is to a sweeper."""
+
+    @property
+    def last_commit_s(self) -> float:
+        """How long the last commit took."""
+
+    def submit(self, request: Request, slot: Slot, size: int) -> None:
+        """Queue a request; its slot is settled when it is on disk, or refused."""
 
 
 class Asked:
@@ -40,14 +52,28 @@ class Asked:
         self.settled.set()
 
 
+class _Piece(Asked):
+    """One that notes how long the commit took that settled it."""
+
+    def __init__(self, commits: Commits) -> None:
+        super().__init__()
+        self._commits = commits
+        self.took_s = 0.0
+
+    def settle(self, outcome: Outcome) -> None:
+        """Take the outcome."""
+        self.took_s = self._commits.last_commit_s
+        super().settle(outcome)
+
+
 class Sweeper:
     """Clears away, when woken, until nothing is left; then calls `collect_blobs`, for what only deleted runs had used.
 
     That returns how many bytes it freed.
     """
 
-    def __init__(self, submit: Callable[[Request, Slot, int], None], collect_blobs: Callable[[], Awaitable[int]]) -> None:
-        self._submit = submit
+    def __init__(self, commits: Commits, collect_blobs: Callable[[], Awaitable[int]]) -> None:
+        self._commits = commits
         self._collect_blobs = collect_blobs
         self._woken = trio.Event()
         self._woken.set()
@@ -62,7 +88,7 @@ class Sweeper:
     async def ask(self, request: Request) -> Outcome:
         """Have a request committed and wait for what became of it. Raises its Refusal."""
         asked = Asked()
-        self._submit(request, asked, 0)
+        self._commits.submit(request, asked, 0)
         await asked.settled.wait()
         assert asked.outcome is not None
         if isinstance(asked.outcome, Refusal):
@@ -73,14 +99,12 @@ class Sweeper:
         """Have some of many removals committed together, and wait for what became of them. Keeps the pause."""
         async with self._one_piece_at_a_time:
             await trio.sleep_until(self._next_piece_s)
-            began_s = trio.current_time()
-            asked = [Asked() for _ in piece]
+            asked = [_Piece(self._commits) for _ in piece]
             for request, one in zip(piece, asked, strict=True):
-                self._submit(request, one, 0)
+                self._commits.submit(request, one, 0)
             for one in asked:
                 await one.settled.wait()
-            ended_s = trio.current_time()
-            self._next_piece_s = ended_s + (ended_s - began_s)
+            self._next_piece_s = trio.current_time() + max(one.took_s for one in asked)
         return [one.outcome for one in asked if one.outcome is not None]
 
     async def run(self) -> None:

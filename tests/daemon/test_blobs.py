@@ -19,10 +19,12 @@ SHA256 = "ab" * 32
 class Rows:
     """Stands where the committer is: answers that the row is gone, and notes whether the file was there then."""
 
+    last_commit_s = 0.0
+
     def __init__(self, state_dir: Path, *, unlink: bool) -> None:
         self.file_was_there: list[bool] = []
         self._unlink = unlink
-        self.blobs = Blobs(state_dir, Sweeper(self.submit, self.no_blobs), lambda uid, size: None)
+        self.blobs = Blobs(state_dir, Sweeper(self, self.no_blobs), lambda uid, size: None)
         self.path = self.blobs.path_of(SHA256)
         self.path.parent.mkdir(parents=True)
         self.path.write_bytes(b"content")

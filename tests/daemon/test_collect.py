@@ -15,6 +15,8 @@ from runhistd.store.prune import Deleted
 class Bench:
     """A collector whose trust in the clock the test sets, and what it asked for."""
 
+    last_commit_s = 0.0
+
     def __init__(self) -> None:
         self.clock_trusted = True
         self.trusted: list[bool] = []
@@ -22,7 +24,7 @@ class Bench:
         run = Candidate(1, 1000, "default", "r", None, None, "completed", 5, False)
         self.decisions = [Decision(run, 10, "max_runs_per_agent")]
         self.still_holds = True
-        sweeper = Sweeper(self.submit, self.no_blobs)
+        sweeper = Sweeper(self, self.no_blobs)
         self.collector = Collector(Config, self.look, sweeper, lambda: self.clock_trusted)
 
     async def look(self, policy: Policy, now_us: int, trust_clock: bool) -> list[Decision]:

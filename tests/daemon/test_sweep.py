@@ -25,12 +25,14 @@ TOOK_S = 3.0
 class Writer:
     """Carries every request out after TOOK_S; what was asked together, and when."""
 
+    last_commit_s = TOOK_S
+
     def __init__(self) -> None:
         self.asked: list[tuple[float, list[Request]]] = []
         self.outcomes: dict[str, Outcome] = {}
         self.left = 0
         self.nothing_left = trio.Event()
-        self.sweeper = Sweeper(self.submit, self.no_blobs)
+        self.sweeper = Sweeper(self, self.no_blobs)
         self._arrived: list[tuple[Request, Slot]] = []
         self._woken = trio.Event()
 
