@@ -38,7 +38,7 @@ import logging
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import NamedTuple, Protocol
 from uuid import uuid4
 
 import trio
@@ -104,6 +104,14 @@ class Bounds:
 
 Waiting = tuple[Request, Slot, int]
 """A request that is not committed, where its outcome goes, and its bytes."""
+
+
+class Taken(NamedTuple):
+    """The requests of a batch, and how many of them are writes, and writes of writers."""
+
+    waiting: list[Waiting]
+    writes: int
+    writers: int
 
 
 def now_us() -> int:
@@ -174,8 +182,7 @@ class Committer:
         self._queue.add((request, slot, size), uid, slot.connection, size)
         self._queued_bytes += size
         self._queued_bytes_of[uid] += size
-        self._queued_writes += _is_write(request)
-        self._queued_writers += _is_writers(request, slot)
+        self._count(request, slot, 1)
         if not self._is_filled:
             self._wake()
 
@@ -283,29 +290,37 @@ class Committer:
             return
         taken = self._take()
         started_s = time.perf_counter()
-        batch = self.space.apply(self._log, [request for request, _, _ in taken], self._last_now_us)
+        batch = self.space.apply(self._log, [request for request, _, _ in taken.waiting], self._last_now_us)
         self._hand_out(taken, batch, started_s)
 
-    def _take(self) -> list[Waiting]:
+    def _take(self) -> Taken:
         """The requests of the next batch, at one moment that never lies before the last one's."""
         self._left_s = None
         self._last_now_us = max(now_us(), self._last_now_us)
+        writes, writers = self._queued_writes, self._queued_writers
         taken = self._queue.take(MAX_BATCH, MAX_BATCH_BYTES)
-        self._queued_writes -= sum(_is_write(request) for request, _, _ in taken)
-        self._queued_writers -= sum(_is_writers(request, slot) for request, slot, _ in taken)
-        return taken
+        for request, slot, _ in taken:
+            self._count(request, slot, -1)
+        return Taken(taken, writes - self._queued_writes, writers - self._queued_writers)
 
-    def _hand_out(self, taken: list[Waiting], batch: Batch, started_s: float) -> None:
+    def _count(self, request: Request, slot: Slot, by: int) -> None:
+        """Note that so many writes wait, and of them so many of writers, each of whom will send the next one; what the
+        daemon itself asks for comes when it comes."""
+        if not isinstance(request, Publish):
+            self._queued_writes += by
+            if slot.connection is not None:
+                self._queued_writers += by
+
+    def _hand_out(self, taken: Taken, batch: Batch, started_s: float) -> None:
         """Settle what was committed, tell of it, and checkpoint when it is time."""
-        writes = sum(_is_write(request) for request, _, _ in taken)
-        if writes:
+        if taken.writes:
             self._last_commit_s = time.perf_counter() - started_s
-            self._last_served = sum(_is_writers(request, slot) for request, slot, _ in taken)
+            self._last_served = taken.writers
             self.commits += 1
             self.latencies_us.append(int(self._last_commit_s * 1_000_000))
         senders: dict[Sender | None, None] = {}
         sizes: defaultdict[int | None, int] = defaultdict(int)
-        for (request, slot, size), outcome in zip(taken, batch.outcomes, strict=True):
+        for (request, slot, size), outcome in zip(taken.waiting, batch.outcomes, strict=True):
             slot.settle(_isolate(outcome) if isinstance(outcome, Failed) else outcome)
             senders[slot.connection] = None
             sizes[request.uid] += size
@@ -334,15 +349,6 @@ class Committer:
             self._log.checkpoint(truncate=truncate)
             if self._log.wal_bytes > self._bounds.wal_bytes:
                 self.on_long_wal()
-
-
-def _is_write(request: Request) -> bool:
-    return not isinstance(request, Publish)
-
-
-def _is_writers(request: Request, slot: Slot) -> bool:
-    """Whether it is a write of somebody who will send the next one; what the daemon itself asks for comes when it comes."""
-    return _is_write(request) and slot.connection is not None
 
 
 def _isolate(failed: Failed) -> InternalError:

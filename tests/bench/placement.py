@@ -48,7 +48,7 @@ class InPool(Committer):
             await self._gather()
             assert self._log is not None
             taken, started_s = self._take(), time.perf_counter()
-            requests = [request for request, _, _ in taken]
+            requests = [request for request, _, _ in taken.waiting]
             self._hand_out(taken, await self._apply(requests), started_s)
 
     async def _apply(self, requests: list[Any]) -> Batch:
