@@ -2,7 +2,7 @@
 
 A pass reads what is there in one snapshot and decides; the same decision is what a dry run tells. Then the runs are deleted,
 a few at a time, between appends, each on the condition that what was read of it still holds: a run that was pinned or
-claimed meanwhile stays. The sweeper clears the rows away meanwhile and afterwards, and has both keep to its pace.
+claimed meanwhile stays. The sweeper, whose pace that keeps to, clears the rows away with them and afterwards.
 
 The interval varies by a tenth, so that the daemons of one machine do not all work at once.
 """
@@ -28,7 +28,7 @@ from .sweep import Sweeper
 logger = logging.getLogger("runhistd.collect")
 
 JITTER = 0.1
-PIECE_RUNS = 8  # that are deleted together, which takes about half a millisecond
+PIECE_RUNS = 6  # that are deleted together, which takes about half a millisecond, and as long again to clear away
 PIECE_BYTES = 64 * 1024  # of events that are dropped together
 SKIPPED = f"{MAX_AGE_DAYS}: the wall clock has jumped"
 
@@ -97,8 +97,10 @@ class Collector:
             decisions = await self._look(policy_of(self._settings()), now_us(), trust_clock)
             if dry_run:
                 return [decision for decision in decisions if decision.bytes], skipped
-            removed = [decision for piece in _pieces(decisions) for decision in await self._carry_out(piece)]
-            self._sweeper.wake()  # also for the content that nobody has used
+            try:
+                removed = [decision for piece in _pieces(decisions) for decision in await self._carry_out(piece)]
+            finally:
+                self._sweeper.wake()  # also for the content that nobody has used
             self._last_us, self._skipped = now_us(), skipped
             if skipped is not None:
                 logger.warning("a rule was skipped", extra={"fields": {"skipped": skipped}})
@@ -115,7 +117,6 @@ class Collector:
             answered = list(zip(waiting, outcomes, strict=True))
             carried_out |= {decision for decision, outcome in answered if _has_removed(outcome)}
             self._removed += sum(isinstance(outcome, Deleted) and outcome.deleted for outcome in outcomes)
-            self._sweeper.wake()
             for outcome in outcomes:
                 if isinstance(outcome, Refusal):
                     raise outcome

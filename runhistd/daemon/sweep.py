@@ -96,7 +96,12 @@ class Sweeper:
         return asked.outcome
 
     async def remove(self, piece: Sequence[Removal]) -> list[Outcome]:
-        """Have some of many removals committed together, and wait for what became of them. Keeps the pause."""
+        """Have some of many removals committed together, and some of what they leave cleared away with them; what became
+        of them, after the commit. Keeps the pause. Whoever is through wakes the sweeper for the rest."""
+        *outcomes, _ = await self._commit([*piece, Clear()])
+        return outcomes
+
+    async def _commit(self, piece: Sequence[Removal]) -> list[Outcome]:
         async with self._one_piece_at_a_time:
             await trio.sleep_until(self._next_piece_s)
             asked = [_Piece(self._commits) for _ in piece]
@@ -105,7 +110,9 @@ class Sweeper:
             for one in asked:
                 await one.settled.wait()
             self._next_piece_s = trio.current_time() + max(one.took_s for one in asked)
-        return [one.outcome for one in asked if one.outcome is not None]
+        outcomes = [one.outcome for one in asked if one.outcome is not None]
+        self.freed_bytes += sum(outcome.bytes for outcome in outcomes if isinstance(outcome, Cleared))
+        return outcomes
 
     async def run(self) -> None:
         """Sweep until cancelled."""
@@ -125,9 +132,8 @@ class Sweeper:
     async def _clear(self) -> None:
         more = True
         while more:
-            (cleared,) = await self.remove([Clear()])
+            (cleared,) = await self._commit([Clear()])
             if isinstance(cleared, Refusal):
                 raise cleared
             assert isinstance(cleared, Cleared)
-            self.freed_bytes += cleared.bytes
             more = cleared.more

@@ -6,10 +6,10 @@ from runhistd.config import Config
 from runhistd.daemon.collect import SKIPPED, Collector
 from runhistd.daemon.commit import Slot
 from runhistd.daemon.sweep import Sweeper
-from runhistd.model.removal import Delete
+from runhistd.model.removal import Clear, Delete
 from runhistd.model.retention import Candidate, Decision, Policy
 from runhistd.store.log import Request
-from runhistd.store.prune import Deleted
+from runhistd.store.prune import Cleared, Deleted
 
 
 class Bench:
@@ -32,6 +32,9 @@ class Bench:
         return self.decisions
 
     def submit(self, request: Request, slot: Slot, size: int) -> None:
+        if isinstance(request, Clear):
+            slot.settle(Cleared(False))
+            return
         assert isinstance(request, Delete)
         self.deleted.append(request.run_id)
         slot.settle(Deleted(self.still_holds))

@@ -40,6 +40,12 @@ class Writer:
         self._arrived.append((request, slot))
         self._woken.set()
 
+    @property
+    def removed(self) -> list[list[str]]:
+        """The names of the runs that were asked for together."""
+        asked = ([one.run_id for one in requests if isinstance(one, Delete | Compact)] for _, requests in self.asked)
+        return [names for names in asked if names]
+
     async def no_blobs(self) -> int:
         self.nothing_left.set()
         return 0
@@ -96,7 +102,7 @@ async def test_after_each_piece_there_is_a_pause_as_long_as_it_took(autojump_clo
 async def test_nobody_waits_for_the_pause_after_the_last_piece(autojump_clock: MockClock) -> None:
     async with writing() as writer:
         began_s = trio.current_time()
-        await writer.sweeper.remove([Clear()])
+        await writer.sweeper.remove([Delete(1000, "default", "r")])
         assert trio.current_time() - began_s == TOOK_S
 
 
@@ -112,13 +118,34 @@ async def test_a_pass_and_what_clears_up_behind_it_share_the_pace(autojump_clock
     assert kinds in (["Clear", "Delete", "Clear", "Delete"], ["Delete", "Clear", "Delete"])
 
 
+async def test_with_what_is_removed_goes_some_clearing_away(autojump_clock: MockClock) -> None:
+    async with writing() as writer:
+        pass_ = collector(writer, [decision("a"), decision("b")])
+        await pass_.collect(dry_run=False)
+    assert [type(request).__name__ for _, requests in writer.asked for request in requests] == ["Delete", "Delete", "Clear"]
+    assert pass_.status().freed_bytes == 10
+
+
+async def test_what_is_left_after_a_pass_is_cleared_away_also_when_it_was_cut_short(autojump_clock: MockClock) -> None:
+    async with writing() as writer, trio.open_nursery() as nursery:
+        nursery.start_soon(writer.sweeper.run)
+        await writer.nothing_left.wait()
+        writer.nothing_left, writer.left = trio.Event(), 5
+        writer.outcomes["a"] = StorageFull()
+        with pytest.raises(Refusal):
+            await collector(writer, [decision("a")]).collect(dry_run=False)
+        await writer.nothing_left.wait()
+        assert writer.left == 0
+        nursery.cancel_scope.cancel()
+
+
 async def test_a_pass_deletes_a_few_runs_together(autojump_clock: MockClock) -> None:
     async with writing() as writer:
         decisions = [decision(str(i)) for i in range(2 * PIECE_RUNS + 1)]
         writer.outcomes["2"] = Deleted(False)
         pass_ = collector(writer, decisions)
         removed, _ = await pass_.collect(dry_run=False)
-    assert [len(requests) for _, requests in writer.asked] == [PIECE_RUNS, PIECE_RUNS, 1]
+    assert [len(names) for names in writer.removed] == [PIECE_RUNS, PIECE_RUNS, 1]
     assert removed == [one for one in decisions if one.run.run_id != "2"]
     assert pass_.status().removed == 2 * PIECE_RUNS
 
@@ -128,7 +155,7 @@ async def test_of_what_is_dropped_together_only_the_unfinished_is_asked_for_agai
         writer.outcomes = {"b": Compacted(True, 200), "c": Compacted(False, 0)}
         decisions = [decision(name, "output") for name in "abc"]
         removed, _ = await collector(writer, decisions).collect(dry_run=False)
-    assert [[request.run_id for request in requests] for _, requests in writer.asked] == [["a", "b", "c"], ["b"]]
+    assert writer.removed == [["a", "b", "c"], ["b"]]
     assert removed == decisions[:2]
 
 
@@ -136,7 +163,7 @@ async def test_what_is_large_is_dropped_alone(autojump_clock: MockClock) -> None
     async with writing() as writer:
         decisions = [decision("a", "output"), decision("b", "output", 10**6), decision("c", "output")]
         await collector(writer, decisions).collect(dry_run=False)
-    assert [len(requests) for _, requests in writer.asked] == [1, 1, 1]
+    assert writer.removed == [["a"], ["b"], ["c"]]
 
 
 async def test_a_refusal_ends_the_pass_and_what_is_gone_is_counted(autojump_clock: MockClock) -> None:
