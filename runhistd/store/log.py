@@ -379,7 +379,7 @@ class EventLog:
         fresh = decide(run.head, request, last_n, self.stored_keys(run, request.events), lease.state, lease.owner_pid)
         if fresh:
             self.tally.check_events(request.uid, fresh)
-            blobs.check_uses(self._connection, request.uid, fresh)
+            self.check_blobs(request.uid, fresh)
             check_team(run.head, self.heads.team_epoch(request.uid, run.head.team_run_id))
             self.join(run, request.holder if request.epoch is not None else None)
             if run.head.status == "incomplete" and request.reopens:
