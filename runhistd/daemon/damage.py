@@ -76,6 +76,7 @@ async def answer_damaged(
                         break
                 nursery.cancel_scope.cancel()
     finally:
+        service.close()
         service.liveness.close()
     if instance.replaced:
         logger.info("another database is in the place of the damaged one", extra={"fields": {"path": instance.database}})

@@ -36,31 +36,41 @@ class Intake:
     def __init__(self, committer: Committer) -> None:
         self._committer = committer
         self._selector = selectors.DefaultSelector()
+        self._tasks: dict[int, trio.lowlevel.Task] = {}
+        """Of those that rest, by their descriptors."""
 
     async def run(self) -> None:
         """Take in and commit until cancelled. Raises what the committer raises."""
-        with self._selector:
-            while True:
-                await trio.lowlevel.wait_readable(self._selector)
-                self._committer.commit_after(self._take_in)
+        while True:
+            await trio.lowlevel.wait_readable(self._selector)
+            self._committer.commit_after(self._take_in)
 
     def _take_in(self) -> None:
         """Read each socket that has something once; the next turn goes on where the committer has enough already."""
         for key, _ in self._selector.select(0):
-            connection, task = key.data
-            if not connection.take_in():
-                self._selector.unregister(connection.descriptor)
+            task = self._tasks.get(key.fd)  # none where it was let go while the others were read
+            if task is not None and not key.data.take_in():
+                self._forget(key.fd)
                 trio.lowlevel.reschedule(task)
             if self._committer.waiting >= MAX_BATCH:
                 return
 
     async def rest(self, connection: Resting) -> None:
         """Return when the connection's own task has something to do."""
-        data = (connection, trio.lowlevel.current_task())
-        self._selector.register(connection.descriptor, selectors.EVENT_READ, data)
+        descriptor = connection.descriptor
+        self._selector.register(descriptor, selectors.EVENT_READ, connection)
+        self._tasks[descriptor] = trio.lowlevel.current_task()
 
         def leave(_: object) -> trio.lowlevel.Abort:
-            self._selector.unregister(connection.descriptor)
+            self._forget(descriptor)
             return trio.lowlevel.Abort.SUCCEEDED
 
         await trio.lowlevel.wait_task_rescheduled(leave)
+
+    def close(self) -> None:
+        """Give the selector back, when nobody rests any more."""
+        self._selector.close()
+
+    def _forget(self, descriptor: int) -> None:
+        self._selector.unregister(descriptor)
+        del self._tasks[descriptor]

@@ -230,7 +230,8 @@ class Service:
         return await self.blobs.collect(await self.read(blobs.unused, now_us()))
 
     def close(self) -> None:
-        """Close the read-only connections, and give up what is being uploaded."""
+        """Close the read-only connections, give up what is being uploaded, and read no sockets any more."""
+        self.intake.close()
         self.blobs.close()
         self.readers.close()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -29,9 +29,11 @@ class Line:
         self._near.setblocking(False)
         self.descriptor = self._near.fileno()
         self.asked: list[Asked] = []
+        self.on_take_in: Callable[[], None] = lambda: None
         self._committer = committer
 
     def take_in(self) -> bool:
+        self.on_take_in()
         for byte in os.read(self.descriptor, MAX_BATCH):
             if byte == ord("\n"):
                 return False
@@ -53,6 +55,13 @@ def committer(tmp_path: Path) -> Iterator[Committer]:
 
 
 @pytest.fixture
+def intake(committer: Committer) -> Iterator[Intake]:
+    made = Intake(committer)
+    yield made
+    made.close()
+
+
+@pytest.fixture
 def lines(committer: Committer) -> Iterator[list[Line]]:
     made = [Line(committer) for _ in range(3)]
     yield made
@@ -60,8 +69,9 @@ def lines(committer: Committer) -> Iterator[list[Line]]:
         line.close()
 
 
-async def test_what_came_on_all_connections_is_one_commit(committer: Committer, lines: list[Line]) -> None:
-    intake = Intake(committer)
+async def test_what_came_on_all_connections_is_one_commit(
+    intake: Intake, committer: Committer, lines: list[Line]
+) -> None:
     async with trio.open_nursery() as nursery:
         for line in lines:
             nursery.start_soon(intake.rest, line)
@@ -76,8 +86,7 @@ async def test_what_came_on_all_connections_is_one_commit(committer: Committer, 
     assert all(isinstance(asked.outcome, Begun) for line in lines for asked in line.asked)
 
 
-async def test_who_has_more_to_do_is_woken_and_the_others_rest_on(committer: Committer, lines: list[Line]) -> None:
-    intake = Intake(committer)
+async def test_who_has_more_to_do_is_woken_and_the_others_rest_on(intake: Intake, lines: list[Line]) -> None:
     first, second, _ = lines
     async with trio.open_nursery() as nursery:
         nursery.start_soon(intake.run)
@@ -94,8 +103,7 @@ async def test_who_has_more_to_do_is_woken_and_the_others_rest_on(committer: Com
         nursery.cancel_scope.cancel()
 
 
-async def test_who_is_cancelled_while_it_rests_is_read_no_more(committer: Committer, lines: list[Line]) -> None:
-    intake = Intake(committer)
+async def test_who_is_cancelled_while_it_rests_is_read_no_more(intake: Intake, lines: list[Line]) -> None:
     first, second, _ = lines
     async with trio.open_nursery() as nursery:
         nursery.start_soon(intake.run)
@@ -109,8 +117,49 @@ async def test_who_is_cancelled_while_it_rests_is_read_no_more(committer: Commit
         nursery.cancel_scope.cancel()
 
 
-async def test_a_turn_ends_where_a_batch_is_full(committer: Committer, lines: list[Line]) -> None:
-    intake = Intake(committer)
+async def test_who_is_let_go_while_the_others_are_read_is_read_no_more(intake: Intake, lines: list[Line]) -> None:
+    first, second, third = lines
+    scopes = {id(line): trio.CancelScope() for line in (first, second)}
+
+    async def rest(line: Line) -> None:
+        with scopes[id(line)]:
+            await intake.rest(line)
+
+    first.on_take_in, second.on_take_in = scopes[id(second)].cancel, scopes[id(first)].cancel
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(rest, first)
+        nursery.start_soon(rest, second)
+        nursery.start_soon(intake.rest, third)
+        await trio.testing.wait_all_tasks_blocked()
+        for line in lines:
+            line.far.send(b".")
+        nursery.start_soon(intake.run)
+        await line_answered(third, 1)
+        nursery.cancel_scope.cancel()
+    assert len(first.asked) + len(second.asked) == 1
+
+
+async def test_a_fault_of_the_intake_ends_the_rest_of_all_as_any_other_does(
+    intake: Intake, lines: list[Line]
+) -> None:
+    first, second, _ = lines
+
+    def fail() -> None:
+        raise ValueError("the fault")
+
+    first.on_take_in = fail
+    with pytest.raises(ExceptionGroup) as caught:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(intake.rest, first)
+            nursery.start_soon(intake.rest, second)
+            first.far.send(b".")
+            nursery.start_soon(intake.run)
+    assert [str(fault) for fault in caught.value.exceptions] == ["the fault"]
+
+
+async def test_a_turn_ends_where_a_batch_is_full(
+    intake: Intake, committer: Committer, lines: list[Line]
+) -> None:
     async with trio.open_nursery() as nursery:
         for line in lines:
             nursery.start_soon(intake.rest, line)
