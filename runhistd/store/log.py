@@ -222,9 +222,11 @@ class EventLog:
             self._cursor.execute("BEGIN IMMEDIATE")
         done, recorded, removed = Batch([]), False, False
         for request in batch:
+            removes = type(request) in prune.REMOVALS
+            if removes:
+                recorded |= self._write(done)  # so that the removal finds it
             try:
-                if type(request) in prune.REMOVALS:
-                    recorded |= self._write(done)  # so that the removal finds it
+                if removes:
                     removed |= self._remove(request, now_us, done)
                 else:
                     done.outcomes.append(self._carry_out(request, now_us))

@@ -8,11 +8,11 @@ from uuid import uuid4
 import apsw
 import pytest
 
-from runhistd.model.errors import NoSuchRun, RunDeleted, RunLive, StaleEpoch
+from runhistd.model.errors import NoSuchRun, RunDeleted, RunLive, StaleEpoch, TooLarge
 from runhistd.model.events import STATUSES, Usage
 from runhistd.model.removal import Clear, Compact, Delete, Pin, check_deletable
 from runhistd.model.views import EventFilter, Gap, RunFilter
-from runhistd.store import event_reader, prune, run_reader
+from runhistd.store import event_reader, heads, prune, run_reader
 from runhistd.store.database import open_reader
 from runhistd.store.leases import Begun
 from runhistd.store.log import Appended, Failed, Request
@@ -381,4 +381,17 @@ def test_positions_whose_events_are_gone_are_never_given_again(history: History,
     assert connection.execute("SELECT count(*) FROM events").get == 0
     assert (history.log.position, event_reader.tail_position(connection, UID, EventFilter(), 0)) == (newest, newest)
     assert history.log.apply([begin("s")], 5).events[0].rows[0][POSITION] == newest + 1
+    assert history.differences() == []
+
+
+def test_what_is_refused_when_it_is_written_leaves_nothing_and_the_removal_behind_it_is_carried_out(
+    history: History, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed_run(history, "r")
+    epoch = history.begin("live")
+    monkeypatch.setattr(heads, "MAX_DOCUMENT_BYTES", 100)
+    large = event("run.updated", {"state": {"text": "x" * 200}})
+    outcomes = history.apply(append("live", epoch, 1, event(), large), delete("r"), append("live", epoch, 1, event()))
+    assert isinstance(outcomes[0], TooLarge) and outcomes[1] == Deleted(True)
+    assert isinstance(outcomes[2], Appended) and outcomes[2].stored == 1
     assert history.differences() == []
