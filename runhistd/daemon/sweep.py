@@ -121,7 +121,8 @@ class Sweeper:
             self._woken = trio.Event()
             try:
                 await self._clear()
-                self.freed_bytes += await self._collect_blobs()
+                blobs_bytes = await self._collect_blobs()  # not added at once: a pass may add to it meanwhile
+                self.freed_bytes += blobs_bytes
             except Damaged:
                 return
             except Refusal as refusal:
