@@ -97,7 +97,7 @@ def test_fifty_stalled_followers_neither_slow_appends_nor_grow_memory(daemon: Da
         for n in range(1, 4001, 20):
             connection.call("Append", request("r", epoch, n, *events))
         grown = resident_kib(daemon.pid) - before
-        assert grown < 150 * 1024, f"{grown} KiB"  # 40 MB were appended; 50 queues of it would be 2 GB
+        assert grown < 300 * 1024, f"{grown} KiB"  # a page each is 100 MB; 50 queues of what was appended would be 2 GB
     for peer in stalled:
         peer.close()
     seen, _ = take(daemon, {"position": 0}, 4001)
