@@ -61,10 +61,12 @@ def answers(path: Path) -> bool:
 
 
 def isolated_environment(state_dir: Path, config_file: Path) -> dict[str, str]:
-    """This process's environment without the user's own history: clients and daemons in it meet at `state_dir`."""
-    environment = {
-        name: value for name, value in os.environ.items() if not name.startswith(("RUNHIST", "XDG_", "NO_COLOR"))
-    }
+    """This process's environment without the user's own history: clients and daemons in it meet at `state_dir`.
+
+    Nor with what somebody has set for Python: what a program prints into a pipe waits in its buffer.
+    """
+    own = ("RUNHIST", "XDG_", "NO_COLOR", "PYTHON")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(own)}
     imports_from = Path(runhistd.__file__).parent.parent  # the same code as in this process, whatever the cwd
     environment.update(
         HOME=str(state_dir.parent),

@@ -76,7 +76,7 @@ def test_an_engine_adopts_it_in_ten_lines(env: Daemon, history: runhist.History)
 
 def test_following_everything_never_ends(env: Daemon, history: runhist.History, wait_until: Callable[..., None]) -> None:
     script = EXAMPLE + "for event in history.follow(): ...                         # from now; never ends; reconnects\n"
-    engine = subprocess.Popen([sys.executable, "-c", script], env=env.env, stdout=subprocess.PIPE)
+    engine = subprocess.Popen([sys.executable, "-uc", script], env=env.env, stdout=subprocess.PIPE)
     try:
         assert engine.stdout is not None and engine.stdout.readline() == b"committed\n"
         with Connection.open() as connection:
