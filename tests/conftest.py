@@ -19,6 +19,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 import runhistd
 from runhist import environment
@@ -29,6 +30,10 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 for _lent in (environment.RUN, environment.NAMESPACE, environment.LEASE, environment.TRACEPARENT):
     os.environ.pop(_lent, None)  # whoever records the tests lends them a run, which is not theirs to add to
+
+# No test depends on how fast the machine is.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 ROOT = Path(__file__).parent.parent
 DEADLINE_S = 30.0  # for another program to do what was asked; generous, since two cores may be shared with much else

@@ -107,7 +107,7 @@ class Wire:
         self.box.rewind()
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600)
 @given(st.lists(st.sampled_from(["e", ".", "send", "send", "carry_out", "carry_out", "hear", "lose"]), max_size=200))
 def test_whatever_is_lost_what_is_shown_keeps_its_place_and_every_event_is_stored_once(steps: list[str]) -> None:
     wire = Wire()

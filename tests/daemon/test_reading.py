@@ -52,6 +52,7 @@ async def test_a_read_that_is_cut_off_leaves_its_connection_as_it_was(
     readers: Readers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reading, "AT_ONCE_STEPS", 1)
+    monkeypatch.setattr(reading, "AT_ONCE_S", float("inf"))
 
     def cut_off_in_a_snapshot(connection: apsw.Connection) -> Any:
         with snapshot(connection):
@@ -90,7 +91,9 @@ async def test_all_reads_are_ended_at_once_when_they_hold_up_the_log(readers: Re
     assert await readers.read(query, "SELECT 1") == 1
 
 
-async def test_a_page_is_read_on_the_loops_own_thread(readers: Readers) -> None:
+async def test_a_page_is_read_on_the_loops_own_thread(readers: Readers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "AT_ONCE_S", float("inf"))
+
     def thread(connection: apsw.Connection) -> int:
         assert query(connection, "SELECT 1") == 1
         return threading.get_ident()

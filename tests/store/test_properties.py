@@ -129,7 +129,7 @@ class Sender:
                 self.send(*self.sent[-3:])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(operations, max_size=30), st.integers(1, 3))
 def test_any_interleaving_leaves_the_projection_equal_to_the_fold(steps: list[tuple[Any, ...]], bound: int) -> None:
     bounds = mock.patch.multiple(heads, MAX_RUNS=bound, MAX_STEPS=bound, MAX_WRITERS=bound)
