@@ -52,12 +52,13 @@ class Readers:
         if self._allowance.is_left(time.monotonic()):
             if self._at_once is None:
                 self._at_once = _Bounded(self._database, _is_over_at_once, AT_ONCE_STEPS, busy_ms=0)
+            began_s = time.monotonic()
             try:
                 return self._at_once.call(function, *arguments, **options)
             except ReadCutOff:
                 pass
             finally:
-                self._allowance.spend(time.monotonic() - self._at_once.began_s)
+                self._allowance.spend(time.monotonic() - began_s)
         return await self.read(function, *arguments, **options)
 
     async def read(self, function: Callable[..., T], *arguments: Any, **options: Any) -> T:

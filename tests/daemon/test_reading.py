@@ -61,6 +61,7 @@ async def test_a_read_that_is_cut_off_leaves_its_connection_as_it_was(
 
     assert await readers.read_page(cut_off_in_a_snapshot) == 1  # in a thread, after all
     assert readers._at_once is not None and not readers._at_once.connection.in_transaction
+    assert readers._allowance._left_s < reading.BURST_S  # and its time counts
 
 
 async def test_a_read_that_goes_on_for_too_long_is_busy_and_the_next_one_is_not(
