@@ -3,8 +3,8 @@
 Everything that waits goes into one transaction, because one commit for all is many times cheaper than one each. The
 commit runs on the event loop's own thread: handing it to another thread costs more than a sync takes on a fast disk,
 and on a slow one there is nothing to do meanwhile but to gather the next batch, which the sockets hold for us. Receipts
-a second of writers that send one event at a time, on a machine with two cores (`python -m tests.bench.placement`,
-medians of three; syncs as fast as its disk's, then 2 ms slower):
+a second of writers that send one event at a time, on a machine with two cores (medians of three that
+`python -m tests.bench.placement --seconds 3` printed; syncs as fast as its disk's, then 2 ms slower):
 
                        8 writers        1 writer
     loop's thread      4574    1712     1413    291
@@ -157,15 +157,11 @@ class Committer:
         self._is_idle = False
         self._room = trio.lowlevel.ParkingLot()
         self._last_now_us = 0
-        self._last_commit_s = 0.0
+        self.last_commit_s = 0.0
+        """How long the last commit took."""
         self._last_served = 0
         self.latencies_us: deque[int] = deque(maxlen=1000)
         self.commits = 0
-
-    @property
-    def last_commit_s(self) -> float:
-        """How long the last commit took."""
-        return self._last_commit_s
 
     @property
     def waiting(self) -> int:
@@ -241,7 +237,7 @@ class Committer:
     @property
     def _waiting_pays(self) -> bool:
         """Whether the last commit was slow and served more writers than are there again."""
-        is_slow = self._last_commit_s >= SLOW_COMMIT_S
+        is_slow = self.last_commit_s >= SLOW_COMMIT_S
         return is_slow and self._queued_writes > 0 and self._queued_writers < self._last_served
 
     def _wake(self) -> None:
@@ -256,7 +252,7 @@ class Committer:
         self._is_gathering = True
         try:
             while self._left_s is not None and self._waiting_pays:
-                ends_s = self._left_s + self._last_commit_s / 2
+                ends_s = self._left_s + self.last_commit_s / 2
                 if trio.current_time() >= ends_s:
                     return
                 with trio.move_on_at(ends_s):
@@ -313,10 +309,10 @@ class Committer:
     def _hand_out(self, taken: Taken, batch: Batch, started_s: float) -> None:
         """Settle what was committed, tell of it, and checkpoint when it is time."""
         if taken.writes:
-            self._last_commit_s = time.perf_counter() - started_s
+            self.last_commit_s = time.perf_counter() - started_s
             self._last_served = taken.writers
             self.commits += 1
-            self.latencies_us.append(int(self._last_commit_s * 1_000_000))
+            self.latencies_us.append(int(self.last_commit_s * 1_000_000))
         senders: dict[Sender | None, None] = {}
         sizes: defaultdict[int | None, int] = defaultdict(int)
         for (request, slot, size), outcome in zip(taken.waiting, batch.outcomes, strict=True):

@@ -148,6 +148,7 @@ def _list(
         "team_run_id": filter.team_run_id,
         "parent_run_id": filter.parent_run_id,
         "since_us": filter.since_us,
+        "statuses": None if filter.status is None else _encode(filter.status).decode(),
         "limit": limit + 1,
     }
     rows, more = page_of(_listed_rows(connection, filter, wanted), limit)
@@ -158,16 +159,13 @@ def _listed_rows(
     connection: apsw.Connection, filter: RunFilter, wanted: dict[str, str | int | None]
 ) -> list[tuple[Any, ...]]:
     if wanted["uid"] is None:
-        statuses = None if filter.status is None else _encode(filter.status).decode()
-        return _fetch(connection, sql.LIST_ALL_RUNS, {**wanted, "statuses": statuses})
+        return _fetch(connection, sql.LIST_ALL_RUNS, wanted)
     if filter.name is not None:
-        statuses = None if filter.status is None else _encode(filter.status).decode()
-        named = {**wanted, "name": filter.name, "ending": filter.name[::-1], "statuses": statuses}
+        named = {**wanted, "name": filter.name, "ending": filter.name[::-1]}
         return _fetch(connection, sql.LIST_RUNS_NAMED, named)
     if filter.team_run_id is not None or filter.parent_run_id is not None:
-        statuses = None if filter.status is None else _encode(filter.status).decode()
         few = sql.LIST_RUNS_OF_PARENT if filter.team_run_id is None else sql.LIST_RUNS_OF_TEAM
-        return _fetch(connection, few, {**wanted, "statuses": statuses})
+        return _fetch(connection, few, wanted)
     if filter.status is None:
         return _fetch(connection, sql.LIST_RUNS, wanted)
     rows: list[tuple[Any, ...]] = []

@@ -64,7 +64,7 @@ async def test_what_is_only_shown_is_neither_gathered_nor_waited_for(
         committer.submit(begin("r"), began, 10)
         await began.settled.wait()
         assert isinstance(began.outcome, Begun)
-        committer._last_served, committer._last_commit_s = 2, SLOW_S
+        committer._last_served, committer.last_commit_s = 2, SLOW_S
         committer.submit(token, shown, 10)
         await shown.settled.wait()
         assert (shown.at_s, committer.commits, committer._last_served) == (0.0, 1, 2)
@@ -73,7 +73,7 @@ async def test_what_is_only_shown_is_neither_gathered_nor_waited_for(
         committer.submit(token, late, 10)
         await first.settled.wait()
         assert first.at_s == late.at_s == SLOW_S / 2
-        committer._last_served, committer._last_commit_s = 2, SLOW_S
+        committer._last_served, committer.last_commit_s = 2, SLOW_S
         for n, slot in ((2, first), (3, second)):
             slot.connection = Peer()
             committer.submit(append("r", 1, n, event()), slot, 10)
@@ -93,7 +93,7 @@ async def test_what_the_daemon_asks_for_goes_along_with_the_writers_and_is_not_w
         await writers[0].settled.wait()
         for slot in writers:
             slot.connection, slot.settled = Peer(), trio.Event()
-        committer._last_served, committer._last_commit_s = 2, SLOW_S
+        committer._last_served, committer.last_commit_s = 2, SLOW_S
         for i, slot in enumerate(removals):
             committer.submit(Delete(UID, "default", str(i)), slot, 0)
         await trio.testing.wait_all_tasks_blocked()
@@ -178,13 +178,13 @@ async def test_what_is_brought_together_waits_for_more_writers_where_that_pays(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(committer.run)
         await trio.testing.wait_all_tasks_blocked()
-        committer._last_served, committer._last_commit_s = 2, SLOW_S
+        committer._last_served, committer.last_commit_s = 2, SLOW_S
         committer.commit_after(lambda: committer.submit(begin("r"), first, 10))
         await trio.sleep(SLOW_S / 4)
         assert first.outcome is None
         committer.commit_after(lambda: committer.submit(begin("s"), second, 10))
         assert isinstance(first.outcome, Begun) and isinstance(second.outcome, Begun)
-        committer._last_served, committer._last_commit_s = 2, SLOW_S
+        committer._last_served, committer.last_commit_s = 2, SLOW_S
         committer.commit_after(lambda: committer.submit(begin("t"), third, 10))
         await third.settled.wait()
         assert third.at_s == SLOW_S / 4 + SLOW_S / 2  # its own half, whatever the earlier ones had waited

@@ -72,16 +72,7 @@ def lines(committer: Committer) -> Iterator[list[Line]]:
 async def test_what_came_on_all_connections_is_one_commit(
     intake: Intake, committer: Committer, lines: list[Line]
 ) -> None:
-    async with trio.open_nursery() as nursery:
-        for line in lines:
-            nursery.start_soon(intake.rest, line)
-        await trio.testing.wait_all_tasks_blocked()
-        for line in lines:
-            line.far.send(b"..")
-        nursery.start_soon(intake.run)
-        for line in lines:
-            await line_answered(line, 2)
-        nursery.cancel_scope.cancel()
+    await take_in_of_all(intake, lines, 2)
     assert committer.commits == 1
     assert all(isinstance(asked.outcome, Begun) for line in lines for asked in line.asked)
 
@@ -160,17 +151,22 @@ async def test_a_fault_of_the_intake_ends_the_rest_of_all_as_any_other_does(
 async def test_a_turn_ends_where_a_batch_is_full(
     intake: Intake, committer: Committer, lines: list[Line]
 ) -> None:
+    await take_in_of_all(intake, lines, MAX_BATCH)
+    assert committer.commits == len(lines)
+
+
+async def take_in_of_all(intake: Intake, lines: list[Line], requests: int) -> None:
+    """Have so many requests of each line there before the intake runs, and return when they have their outcomes."""
     async with trio.open_nursery() as nursery:
         for line in lines:
             nursery.start_soon(intake.rest, line)
         await trio.testing.wait_all_tasks_blocked()
         for line in lines:
-            line.far.send(b"." * MAX_BATCH)
+            line.far.send(b"." * requests)
         nursery.start_soon(intake.run)
         for line in lines:
-            await line_answered(line, MAX_BATCH)
+            await line_answered(line, requests)
         nursery.cancel_scope.cancel()
-    assert committer.commits == len(lines)
 
 
 async def line_answered(line: Line, requests: int) -> None:
